@@ -1,0 +1,1 @@
+"""Logs and webhooks of other licence servers, turned into entitlement events."""

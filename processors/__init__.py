@@ -1,0 +1,1 @@
+"""The worker: reads entitlement events, keeps seats, and puts out alerts, days and activity."""

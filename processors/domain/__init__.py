@@ -1,0 +1,1 @@
+"""The fold: what entitlement events mean. Pure: no clock, no I/O, no Faust."""

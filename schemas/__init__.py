@@ -1,0 +1,1 @@
+"""The contract: topics, events, alerts, day rows and activity rows. No I/O, and nothing of ours is imported here."""

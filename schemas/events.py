@@ -1,0 +1,476 @@
+"""Entitlement events: what producers send to `entitlement-events`, and how it is read.
+
+The wire format is one CloudEvents 1.0 event in structured JSON (`schemas/entitlement-events.schema.json`).
+`decode` turns it into one flat `Event`, or raises `Refused` with the reason under which it is dead-lettered.
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+MAX_EVENT_BYTES = 1024 * 1024
+MAX_QUANTITY = 1_000_000_000
+MAX_LEVEL = 1_000_000_000_000
+FUTURE_TOLERANCE_MS = 5 * 60 * 1000
+
+Reason = Literal[
+    "not_json",
+    "not_cloudevent",
+    "unknown_type",
+    "invalid_data",
+    "key_mismatch",
+    "too_large",
+    "time_in_future",
+]
+
+SEATS = "seats"
+
+Id = Annotated[str, Meta(min_length=1)]
+Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
+Level = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
+
+
+class Refused(Exception):
+    """A record that cannot be applied.
+
+    reason: one of `Reason`, the header of the dead letter.
+    detail: which field, and what was expected there.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+# --- The wire: one class per shape of `data`, one per event type. Unknown fields are ignored here and stay in
+# --- the original bytes, which the raw log keeps.
+
+
+class _Data(Struct, frozen=True, gc=False, kw_only=True):
+    customer: str | None = None
+    product: str | None = None
+    credential: Literal["code", "user"] | None = None
+    user: str | None = None
+    ip: str | None = None
+    host: str | None = None
+    reason: str | None = None
+
+
+class _Seat(_Data, frozen=True, gc=False, kw_only=True):
+    seat_id: Id
+
+
+class _SeatLease(_Data, frozen=True, gc=False, kw_only=True):
+    seat_id: Id
+    lease_expires_at: str | None = None
+
+
+class _SeatDenied(_Data, frozen=True, gc=False, kw_only=True):
+    seat_id: Id | None = None
+
+
+class _Feature(_Data, frozen=True, gc=False, kw_only=True):
+    element: Id
+    seat_id: Id
+    quantity: Quantity | None = None
+
+
+class _FeatureLease(_Data, frozen=True, gc=False, kw_only=True):
+    element: Id
+    seat_id: Id
+    quantity: Quantity | None = None
+    lease_expires_at: str | None = None
+
+
+class _FeatureUse(_Data, frozen=True, gc=False, kw_only=True):
+    element: Id
+    seat_id: Id | None = None
+    quantity: Quantity | None = None
+
+
+class Overdraft(Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=False):
+    """What may be used above the limit. `value`: units for absolute, percent for percentage, else unused."""
+
+    type: Literal["none", "absolute", "percentage", "unlimited"]
+    value: int | float | None = None
+
+
+class ElementTerms(Struct, frozen=True, gc=False, kw_only=True):
+    """The terms of one element. `limit` in units; None: not limited."""
+
+    limit: Level | None
+    kind: Literal["pool", "counter"] | None = None
+    overdraft: Overdraft | None = None
+
+
+class _Changed(_Data, frozen=True, gc=False, kw_only=True):
+    elements: Annotated[dict[Id, ElementTerms], Meta(min_length=1)]
+    name: str | None = None
+    lease_policy: Literal["release", "keep"] | None = None
+
+
+class _WireHold(Struct, frozen=True, gc=False, kw_only=True):
+    seat_id: Id
+    quantity: Annotated[int, Meta(ge=0, le=MAX_QUANTITY)] = 1
+    lease_expires_at: str | None = None
+
+
+class _Snapshot(_Data, frozen=True, gc=False, kw_only=True):
+    element: Id
+    holds: list[_WireHold] | None = None
+    level: Level | None = None
+
+
+class _Wire(Struct, frozen=True, gc=False, kw_only=True, tag_field="type"):
+    specversion: Literal["1.0"]
+    id: Id
+    source: Id
+    subject: Id
+    time: str
+
+
+class _SeatActivated(_Wire, frozen=True, gc=False, tag="seat.activated"):
+    data: _SeatLease
+
+
+class _SeatRefreshed(_Wire, frozen=True, gc=False, tag="seat.refreshed"):
+    data: _SeatLease
+
+
+class _SeatDeactivated(_Wire, frozen=True, gc=False, tag="seat.deactivated"):
+    data: _Seat
+
+
+class _SeatExpired(_Wire, frozen=True, gc=False, tag="seat.expired"):
+    data: _Seat
+
+
+class _SeatWasDenied(_Wire, frozen=True, gc=False, tag="seat.denied"):
+    data: _SeatDenied
+
+
+class _FeatureCheckedOut(_Wire, frozen=True, gc=False, tag="feature.checked_out"):
+    data: _FeatureLease
+
+
+class _FeatureReturned(_Wire, frozen=True, gc=False, tag="feature.returned"):
+    data: _Feature
+
+
+class _FeatureRefreshed(_Wire, frozen=True, gc=False, tag="feature.refreshed"):
+    data: _FeatureLease
+
+
+class _FeatureExpired(_Wire, frozen=True, gc=False, tag="feature.expired"):
+    data: _Feature
+
+
+class _FeatureUsed(_Wire, frozen=True, gc=False, tag="feature.used"):
+    data: _FeatureUse
+
+
+class _FeatureReset(_Wire, frozen=True, gc=False, tag="feature.reset"):
+    data: _FeatureUse
+
+
+class _FeatureDenied(_Wire, frozen=True, gc=False, tag="feature.denied"):
+    data: _FeatureUse
+
+
+class _EntitlementChanged(_Wire, frozen=True, gc=False, tag="entitlement.changed"):
+    data: _Changed
+
+
+class _EntitlementSnapshot(_Wire, frozen=True, gc=False, tag="entitlement.snapshot"):
+    data: _Snapshot
+
+
+_AnyWire = (
+    _SeatActivated
+    | _SeatRefreshed
+    | _SeatDeactivated
+    | _SeatExpired
+    | _SeatWasDenied
+    | _FeatureCheckedOut
+    | _FeatureReturned
+    | _FeatureRefreshed
+    | _FeatureExpired
+    | _FeatureUsed
+    | _FeatureReset
+    | _FeatureDenied
+    | _EntitlementChanged
+    | _EntitlementSnapshot
+)
+
+EVENT_TYPES: frozenset[str] = frozenset(
+    str(wire.__struct_config__.tag) for wire in _AnyWire.__args__
+)
+
+
+# --- What the fold reads.
+
+
+class SnapshotHold(Struct, frozen=True, gc=False):
+    """One hold of a pool's snapshot. lease_end in milliseconds since 1970."""
+
+    seat_id: str
+    quantity: int
+    lease_end: int | None
+
+
+class Event(Struct, frozen=True, gc=False):
+    """One entitlement event, read. Times in milliseconds since 1970, UTC.
+
+    element: None only for `entitlement.changed`, which names its elements in `terms`.
+    quantity: as sent; None when absent (what that means depends on the type).
+    """
+
+    type: str
+    entitlement: str
+    source: str
+    id: str
+    time: int
+    element: str | None = None
+    seat_id: str | None = None
+    quantity: int | None = None
+    lease_end: int | None = None
+    customer: str | None = None
+    product: str | None = None
+    credential: str | None = None
+    user: str | None = None
+    ip: str | None = None
+    host: str | None = None
+    reason: str | None = None
+    name: str | None = None
+    lease_policy: str | None = None
+    terms: dict[str, ElementTerms] | None = None
+    holds: tuple[SnapshotHold, ...] | None = None
+    level: int | None = None
+
+
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_AnyWire)
+_generic_decoder = msgspec.json.Decoder(float_hook=Decimal)
+
+# RFC 3339, section 5.6; upper case T and Z only.
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII
+)
+_EPOCH = datetime(1970, 1, 1)
+_EPOCH_UTC = _EPOCH.replace(tzinfo=UTC)
+
+
+def parse_time(text: str) -> int:
+    """Milliseconds since 1970 of an RFC 3339 time, truncated to the millisecond.
+
+    Raises ValueError: not RFC 3339, no such date, or before 1970.
+    """
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError("expected an RFC 3339 time with a zone, such as 2026-11-24T02:14:54.123Z")
+    whole, fraction, sign, hours, minutes = match.groups()
+    try:
+        since = datetime.fromisoformat(whole) - _EPOCH
+    except ValueError as error:
+        raise ValueError(f"expected an existing date and time ({error})") from error
+    milliseconds = since.days * 86_400_000 + since.seconds * 1000
+    if fraction:
+        milliseconds += int((fraction + "00")[:3])
+    if sign:
+        offset = (int(hours) * 60 + int(minutes)) * 60_000
+        milliseconds += offset if sign == "-" else -offset
+    if milliseconds < 0:
+        raise ValueError("expected a time after 1970-01-01T00:00:00Z")
+    return milliseconds
+
+
+def format_time(milliseconds: int) -> str:
+    """The RFC 3339 text, in UTC with milliseconds, of a time in milliseconds since 1970."""
+    moment = _EPOCH_UTC + timedelta(milliseconds=milliseconds)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def decode(value: bytes, *, key: bytes | None, appended_at: int | None) -> Event:
+    """Read one record of `entitlement-events`.
+
+    value, key: the record's bytes.
+    appended_at: the record's append timestamp in ms, against which a `time` in the future is refused; None: not
+        checked (a record of the raw log was checked when it came in).
+    Raises Refused: with the dead-letter reason, and the field and what was expected of it.
+    """
+    if len(value) > MAX_EVENT_BYTES:
+        raise Refused("too_large", f"expected at most {MAX_EVENT_BYTES} bytes, got {len(value)}")
+    try:
+        wire = _decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        wire = _decode_slowly(value)
+    try:
+        time = parse_time(wire.time)
+    except ValueError as error:
+        raise Refused("not_cloudevent", f"time: {error}") from error
+    if key is not None and key != wire.subject.encode():
+        raise Refused("key_mismatch", f"expected the record's key to be the subject {wire.subject!r}, got {key!r}")
+    if appended_at is not None and time > appended_at + FUTURE_TOLERANCE_MS:
+        raise Refused(
+            "time_in_future",
+            f"time: expected at most 5 minutes after {format_time(appended_at)}, got {wire.time}",
+        )
+    data = wire.data
+    element: str | None = None
+    seat_id: str | None = None
+    quantity: int | None = None
+    lease_end: int | None = None
+    shape = type(data)
+    if shape is _SeatLease:
+        element, seat_id = SEATS, data.seat_id
+        lease_end = _lease_end(data.lease_expires_at, time, wire.time, "data.lease_expires_at")
+    elif shape is _FeatureLease:
+        element, seat_id, quantity = data.element, data.seat_id, data.quantity
+        lease_end = _lease_end(data.lease_expires_at, time, wire.time, "data.lease_expires_at")
+    elif shape is _Feature or shape is _FeatureUse:
+        element, seat_id, quantity = data.element, data.seat_id, data.quantity
+    elif shape is _Seat or shape is _SeatDenied:
+        element, seat_id = SEATS, data.seat_id
+    elif shape is _Changed:
+        return _changed(wire, time)
+    else:
+        return _snapshot(wire, time)
+    return Event(
+        wire.__struct_config__.tag,
+        wire.subject,
+        wire.source,
+        wire.id,
+        time,
+        element,
+        seat_id,
+        quantity,
+        lease_end,
+        data.customer,
+        data.product,
+        data.credential,
+        data.user,
+        data.ip,
+        data.host,
+        data.reason,
+    )
+
+
+def _lease_end(text: str | None, time: int, time_text: str, field: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        end = parse_time(text)
+    except ValueError as error:
+        raise Refused("invalid_data", f"{field}: {error}") from error
+    if end <= time:
+        raise Refused("invalid_data", f"{field}: expected a lease end after the event's time {time_text}, got {text}")
+    return end
+
+
+def _changed(wire: Any, time: int) -> Event:
+    data: _Changed = wire.data
+    for element, terms in data.elements.items():
+        overdraft = terms.overdraft
+        if overdraft is None or overdraft.type in ("none", "unlimited"):
+            continue
+        field = f"data.elements.{element}.overdraft.value"
+        value = overdraft.value
+        if value is None or value < 0 or value > MAX_LEVEL:
+            raise Refused("invalid_data", f"{field}: expected a number from 0 to {MAX_LEVEL}, got {value}")
+        if overdraft.type == "absolute" and not isinstance(value, int):
+            raise Refused("invalid_data", f"{field}: expected a whole number of units, got {value}")
+        if overdraft.type == "percentage" and Decimal(repr(value)).normalize().as_tuple().exponent < -4:  # type: ignore[operator]
+            raise Refused("invalid_data", f"{field}: expected at most 4 decimals, got {value}")
+    return Event(
+        type=wire.__struct_config__.tag,
+        entitlement=wire.subject,
+        source=wire.source,
+        id=wire.id,
+        time=time,
+        customer=data.customer,
+        product=data.product,
+        credential=data.credential,
+        user=data.user,
+        ip=data.ip,
+        host=data.host,
+        reason=data.reason,
+        name=data.name,
+        lease_policy=data.lease_policy,
+        terms=data.elements,
+    )
+
+
+def _snapshot(wire: Any, time: int) -> Event:
+    data: _Snapshot = wire.data
+    if (data.holds is None) == (data.level is None):
+        raise Refused("invalid_data", "data: expected either `holds` (a pool) or `level` (a counter)")
+    holds: tuple[SnapshotHold, ...] | None = None
+    if data.holds is not None:
+        holds = tuple(
+            SnapshotHold(
+                hold.seat_id,
+                hold.quantity,
+                _lease_end(hold.lease_expires_at, time, wire.time, f"data.holds[{index}].lease_expires_at"),
+            )
+            for index, hold in enumerate(data.holds)
+        )
+        if len({hold.seat_id for hold in holds}) != len(holds):
+            raise Refused("invalid_data", "data.holds: expected each seat_id once")
+    return Event(
+        type=wire.__struct_config__.tag,
+        entitlement=wire.subject,
+        source=wire.source,
+        id=wire.id,
+        time=time,
+        element=data.element,
+        customer=data.customer,
+        product=data.product,
+        credential=data.credential,
+        user=data.user,
+        ip=data.ip,
+        host=data.host,
+        reason=data.reason,
+        holds=holds,
+        level=data.level,
+    )
+
+
+def _decode_slowly(value: bytes) -> Any:
+    """Decode what the fast decoder refused: either find out why, or accept 3.0 where 3 is meant, as JSON Schema does.
+
+    Raises Refused: with the reason.
+    """
+    try:
+        document = _generic_decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused("not_json", str(error)) from error
+    if not isinstance(document, dict):
+        raise Refused("not_cloudevent", f"expected a JSON object, got {type(document).__name__}")
+    if document.get("specversion") != "1.0":
+        raise Refused("not_cloudevent", f'specversion: expected "1.0", got {document.get("specversion")!r}')
+    for attribute in ("id", "source", "type", "subject", "time"):
+        text = document.get(attribute)
+        if not isinstance(text, str) or not text:
+            raise Refused("not_cloudevent", f"{attribute}: expected a text that is not empty, got {text!r}")
+    if document["type"] not in EVENT_TYPES:
+        raise Refused("unknown_type", f"type: expected one of {', '.join(sorted(EVENT_TYPES))}, got {document['type']!r}")
+    try:
+        return msgspec.convert(_plain_numbers(document), _AnyWire)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise Refused("invalid_data", f"{path.rstrip('`') or 'data'}: {message}") from error
+
+
+def _plain_numbers(node: Any) -> Any:
+    """Decimals as int where they are whole, else as float."""
+    if isinstance(node, dict):
+        return {name: _plain_numbers(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_plain_numbers(value) for value in node]
+    if isinstance(node, Decimal):
+        return int(node) if node == node.to_integral_value() else float(node)
+    return node

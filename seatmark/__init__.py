@@ -1,0 +1,1 @@
+"""Command line, settings and the embedded stack: the one place that composes the other packages."""
