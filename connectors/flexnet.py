@@ -25,17 +25,18 @@ from zoneinfo import ZoneInfo
 UNREADABLE_KEPT = 20  # lines kept with their text in the summary; all are counted
 ONE_DAY = timedelta(days=1)
 DAY, HALF_DAY = 86_400, 43_200  # seconds, as the three below
-DISORDER = 300  # lines may be out of order by so much; at a longer step back the clock was set back
+DISORDER = 60  # lines may be out of order by so much; at a longer step back the clock was set back
 DATE_RACE = 2  # so near to midnight a line's stamp and the date in its text may belong to different days
 REMEMBERED = 7_200  # identical lines are told apart for longer than the hour that the autumn change repeats
 
 _STAMPED = re.compile(
-    r"\s*(?:(?P<date>\d{4}-\d\d-\d\d)T)?(?P<h>\d{1,2}):(?P<m>\d\d):(?P<s>\d\d)(?P<offset>Z|[+-]\d\d:?\d\d)?"
-    r"\s*\((?P<daemon>[^()]+)\)\s*(?P<text>.*)"
+    r"\s*(?:(?P<date>\d{4}-\d\d-\d\d)T)?(?P<h>\d{1,2}):(?P<m>\d\d):(?P<s>\d\d)(?P<offset>Z|[+-][01]\d:?[0-5]\d)?"
+    r"\s*\((?P<daemon>[^()]+)\)\s*(?P<text>.*)",
+    re.ASCII,
 )
 _CONTINUED = re.compile(r"\s*[(\[]")
 _ENTRY_START = re.compile(r"(?:OUT|IN|DENIED):")
-_ENTRY_ANYWHERE = re.compile(r"\b(?:OUT|IN|DENIED): ")
+_ENTRY_ANYWHERE = re.compile(r"\b(?:OUT|IN|DENIED):(?:\s|$)")
 _ENTRY = re.compile(
     r'(?P<kind>OUT|IN|DENIED):\s+(?:"(?P<quoted>[^"]+)"|(?P<bare>[^"\s]+))\s+'
     r"(?:\([^()]*\)\s+)?"  # some daemons log the client's capabilities here: (PORT_AT_HOST_PLUS   )
@@ -43,10 +44,10 @@ _ENTRY = re.compile(
 )
 _PIECE = re.compile(
     r"\[(?P<data>[^\]]*)\]?"  # checkout data
-    r"|\((?P<group>(?:[^()]|\([^()]*\))*)\)?"  # a reason has its error code in parentheses of its own
+    r"|\((?P<group>(?:[^()]|\([^()]*\)?)*)\)?"  # a reason has its error code in parentheses of its own
     r"|(?P<word>[^\s(\[]+)"
 )
-_LICENSES = re.compile(r"(\d+)(?:\s+licen[sc]es?)?", re.IGNORECASE)
+_LICENSES = re.compile(r"(\d{1,9})(?:\s+licen[sc]es?)?", re.IGNORECASE)
 _NO_EVENT = re.compile(r"\(@.*-SLOG@\)|(SLOG|TIMESTAMP|UNSUPPORTED|QUEUED|DEQUEUED|UPGRADE|EXPIRED)\b")
 _START = re.compile(r"(?:\[NEW\] )?Server started\b|(?:FlexNet|FLEXnet|FLEXlm)\b.*\bstarted on\b")
 _SHORT_DATE = re.compile(r"(?:TIMESTAMP\s+|.*\bstarted on\b.*\()(\d{1,2})/(\d{1,2})/(\d{4})\)?$")
@@ -74,7 +75,7 @@ class NoDateError(ValueError):
 class Summary:
     """What one reading found. Complete when the events were read to their end.
 
-    `events` are counted per type, `features` is events per feature, `skipped` lines per kind. `unreadable` has line
+    `events` counts per type, `features` events per feature, `skipped` lines per kind. `unreadable` has line
     number and text of the first checkout lines that could not be read; `first` and `last` are times of events
     (RFC 3339, UTC); `open_units` is what was still out at the end, per feature.
     """
@@ -120,9 +121,9 @@ class _Request:
 class FlexNetReader:
     """Reads one FlexNet debug log: `events` once, then `summary`.
 
-    Rotated files of one server may be chained, oldest first: what is out is then known across files. Times are
-    local to `timezone`. Each feature is a pool element of `entitlement`; `customer` and `product`, if given, are put
-    into every event.
+    Rotated files of one server may be chained, oldest first: what is out is then known across files. Times
+    are local to `timezone`. Each feature is a pool element of `entitlement`. Every event has `customer` and
+    `product`, if given.
     """
 
     def __init__(
@@ -140,7 +141,8 @@ class FlexNetReader:
         """CloudEvents in the order of the lines, while they are read. Raises NoDateError.
 
         Open the file with `encoding="utf-8"` and an `errors` handler such as "replace": names may be in any
-        encoding. Lines before the first date are kept in memory until it is found.
+        encoding. Lines before the first date are kept in memory until it is found; after it, a line is read
+        when the next one arrives, as it may go on there.
         """
         for line, local in self._dated_lines(self._stamped_lines(lines)):
             yield from self._events_of(line, local)
@@ -167,6 +169,7 @@ class FlexNetReader:
             yield held
 
     def _dated_lines(self, lines: Iterator[_Line]) -> Iterator[tuple[_Line, datetime]]:
+        """Each line with its local time; those before the first date are dated back from it."""
         waiting: list[_Line] = []
         for line in lines:
             waiting.append(line)
@@ -186,16 +189,17 @@ class FlexNetReader:
         if request and request.quantity:
             yield from self._requested(line, local, request)
         elif request:
-            self._skip(line.number, "", "0 licenses")
+            self.summary.skipped["0 licenses"] += 1
         elif line.daemon not in ("lmgrd", "lmadmin") and _START.match(line.text):
-            self._skip(line.number, "", "vendor daemon start")
+            self.summary.skipped["vendor daemon start"] += 1
             yield from self._restarted(line, local)
         elif no_event := _NO_EVENT.match(line.text):
-            self._skip(line.number, "", no_event[1] or "SLOG")
+            self.summary.skipped[no_event[1] or "SLOG"] += 1
         else:
             self._skip(line.number, line.text, "server message")
 
     def _skip(self, number: int, text: str, kind: str) -> None:
+        """Counts a line that says nothing, and keeps one that has the look of a checkout line."""
         if not _ENTRY_ANYWHERE.search(text):
             self.summary.skipped[kind] += 1
             return
@@ -211,7 +215,7 @@ class FlexNetReader:
         if request.kind == "OUT" and request.seat_id in holds:
             holds[request.seat_id].quantity += request.quantity
         elif request.kind == "OUT":
-            holds[request.seat_id] = replace(request)
+            holds[request.seat_id] = request
         elif request.kind == "IN":
             parts = _give_back(holds, request)
         if not holds:
@@ -230,7 +234,7 @@ class FlexNetReader:
                 yield self._event(line, local, [*key, hold.element, hold.seat_id], part)
 
     def _key(self, line: _Line, local: datetime) -> list[str | int]:
-        """What identifies a line wherever it stands: its content, and its number among equals in its second."""
+        """What identifies a line wherever it stands: its content and its number among equals in a second."""
         second = local.replace(fold=0)
         if second not in self._seen:
             if len(self._seen) >= REMEMBERED:
@@ -277,6 +281,7 @@ class _Clock:
     def __init__(self, day: date, seconds: int) -> None:
         self._day = day
         self._seconds = seconds
+        self._came_over_midnight = False  # into this day
         self._set_back = False  # on this day: the second pass of an autumn hour
 
     def place(self, line: _Line) -> datetime:
@@ -285,14 +290,17 @@ class _Clock:
         day = self._day
         if back > HALF_DAY:
             day += ONE_DAY
-        elif back < DISORDER - DAY:
+        elif back < DISORDER - DAY and self._came_over_midnight:
             # Stamped just before midnight, logged just after. What follows must not go back a day with it.
             day -= ONE_DAY
             if line.day in (None, day):
                 return _at(day, line.seconds)
         if line.day is not None and not _is_race(line, day):
             day = line.day
-        self._set_back = day == self._day and (self._set_back or back > DISORDER)
+        if day != self._day:
+            self._came_over_midnight, self._set_back = day == self._day + ONE_DAY, False
+        elif back > DISORDER:
+            self._set_back = True
         self._day, self._seconds = day, line.seconds
         return _at(day, line.seconds).replace(fold=int(self._set_back))
 
@@ -344,7 +352,7 @@ def _stated_date(text: str) -> date | None:
 
 def _date(year: str, month: str, day: str) -> date | None:
     try:
-        return date(int(year), int(month), int(day))
+        return date(int(year), int(month), int(day)) if "1980" <= year < "2900" else None
     except ValueError:  # 13/45/2016 says nothing
         return None
 
@@ -378,9 +386,9 @@ def _request(text: str) -> _Request | None:
 def _give_back(holds: dict[str, _Request], request: _Request) -> list[_Request]:
     """Takes a check-in off the open holds; returns it in one part per seat that gives back.
 
-    Some daemons log the display or checkout data only with the checkout. So a check-in without gives back what
-    its user has out on that host, oldest first; one with a handle that is not open, what was taken without. What was
-    not seen going out (before the log began) stays with the first part.
+    Some daemons log the display or checkout data only with the checkout. So a check-in without gives back
+    what its user has out on that host, oldest first; one with a handle that is not open, what was taken
+    without. What was not seen going out (before the log began) stays with the first part.
     """
     left = request.quantity
     parts: list[_Request] = []

@@ -1,8 +1,32 @@
 """What the worker sends: effects of the fold as records of the contract."""
 
-from processors.domain.ledger import Transition
+from collections.abc import Sequence
+from typing import Protocol
+
+from processors.domain.ledger import Outcome, Transition, epoch_and_offset
+from schemas.activity import ActivityRow
 from schemas.alerts import SOURCE, Alert, AlertData, Cause, seatmark_id
-from schemas.events import format_time
+from schemas.events import Event, Refused, format_time
+
+# Headers of a dead letter, beside the original ones.
+DEAD_REASON = "seatmark-reason"
+DEAD_DETAIL = "seatmark-detail"
+DEAD_TOPIC = "seatmark-source-topic"
+DEAD_PARTITION = "seatmark-source-partition"
+DEAD_OFFSET = "seatmark-source-offset"
+
+
+class SourceRecord(Protocol):
+    """A record of `entitlement-events`, as aiokafka gives it. timestamp: ms; timestamp_type 1: the broker's own."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
 
 
 def alert_of(transition: Transition) -> Alert:
@@ -36,3 +60,56 @@ def alert_of(transition: Transition) -> Alert:
             peak_overage=transition.peak_overage,
         ),
     )
+
+
+def activity_row(
+    event: Event, outcome: Outcome, position: int, incarnation: str, partition: int, appended_at: int, value: bytes
+) -> ActivityRow:
+    """The raw-log row of one event and one element."""
+    epoch, offset = epoch_and_offset(position)
+    terms = outcome.terms
+    return ActivityRow(
+        event.entitlement,
+        outcome.element,
+        event.time,
+        event.source,
+        event.id,
+        event.type,
+        outcome.customer,
+        outcome.product,
+        event.seat_id,
+        event.user,
+        event.ip,
+        event.host,
+        event.credential,
+        event.quantity,
+        event.lease_end,
+        event.reason,
+        incarnation,
+        epoch,
+        partition,
+        offset,
+        appended_at,
+        outcome.t,
+        1 if outcome.effect else 0,
+        outcome.late,
+        outcome.delta,
+        outcome.level,
+        None if terms is None else terms.limit,
+        None if terms is None else terms.hard_limit,
+        terms is not None,
+        outcome.state,
+        value,
+    )
+
+
+def dead_letter_headers(record: SourceRecord, refused: Refused) -> list[tuple[str, bytes]]:
+    """The original headers, and why and where the record was refused."""
+    return [
+        *record.headers,
+        (DEAD_REASON, refused.reason.encode()),
+        (DEAD_DETAIL, refused.detail.encode(errors="replace")),
+        (DEAD_TOPIC, record.topic.encode()),
+        (DEAD_PARTITION, str(record.partition).encode()),
+        (DEAD_OFFSET, str(record.offset).encode()),
+    ]

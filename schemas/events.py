@@ -297,7 +297,7 @@ def format_time(milliseconds: int) -> str:
 def decode(value: bytes, *, key: bytes | None, appended_at: int | None) -> Event:
     """Read one record of `entitlement-events`.
 
-    value, key: the record's bytes.
+    value, key: the record's bytes; the key must be the subject.
     appended_at: the record's append timestamp in ms, against which a `time` in the future is refused; None: not
         checked (a record of the raw log was checked when it came in).
     Raises Refused: with the dead-letter reason, and the field and what was expected of it.
@@ -312,7 +312,7 @@ def decode(value: bytes, *, key: bytes | None, appended_at: int | None) -> Event
         time = parse_time(wire.time)
     except ValueError as error:
         raise Refused("not_cloudevent", f"time: {error}") from error
-    if key is not None and key != wire.subject.encode():
+    if key != wire.subject.encode():
         raise Refused("key_mismatch", f"expected the record's key to be the subject {wire.subject!r}, got {key!r}")
     if appended_at is not None and time > appended_at + FUTURE_TOLERANCE_MS:
         raise Refused(

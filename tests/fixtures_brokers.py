@@ -1,8 +1,6 @@
-"""Fixtures with running brokers, one of each kind for the whole session. ``tests/conftest.py`` names this
-plugin.
+"""Fixtures with running brokers, one of each kind for the session; a plugin that ``tests/conftest.py`` names.
 
-A broker is started by the first test that asks. Topics outlive tests: each makes its own with
-``create_topic``.
+A broker is started by the first test that asks. Topics outlive tests: each makes its own (``create_topic``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Seatmark needs of a broker, tried on both kinds: topics, large batches, compaction, replication, refusals."""
+"""What Seatmark needs of a broker, tried on both kinds: topics, large batches, replication, refusals."""
 
 from __future__ import annotations
 

@@ -1,0 +1,239 @@
+"""What happens to a chunk: decode, fold, outputs, state, acknowledgement. No arithmetic here.
+
+The order is the reason that nothing is lost and nothing counts twice. First everything that the chunk puts out is sent and
+acknowledged by the broker. Then the state that includes it is written to the changelog, as one record batch, which is there
+whole or not at all, with the cursor in it. Only then is the chunk acknowledged. A crash before the state was written
+folds the chunk again from the state before it and puts the same out again, with the same ids; a crash after it finds the
+cursor, and skips what it covers.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from processors import metrics
+from processors.codec import encode_changes
+from processors.domain.ledger import position_of
+from processors.outputs import SourceRecord, activity_row, alert_of, dead_letter_headers
+from processors.state import PartitionState, PartitionStates
+from schemas.activity import (
+    HEADER_FIRST_OFFSET,
+    HEADER_INCARNATION,
+    HEADER_LAST_OFFSET,
+    HEADER_PARTITION,
+    HEADER_ROWS,
+    HEADER_TOPIC,
+    ActivityRow,
+    encode_activity,
+)
+from schemas.alerts import encode_alert
+from schemas.days import DayRecord, encode_day
+from schemas.events import Refused, decode
+
+logger = logging.getLogger(__name__)
+
+Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+
+_LOG_APPEND_TIME = 1
+
+# What the changelog topic accepts (schemas/topics.yaml), less room for the batch's own header.
+MAX_STATE_BATCH_BYTES = 60 * 1024 * 1024
+
+
+class ChunkFailed(Exception):
+    """A chunk could not be processed; the worker stops rather than carry on without it."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics' names, with the deployment's prefix."""
+
+    prefix: str = ""
+
+    @property
+    def events(self) -> str:
+        return self.prefix + "entitlement-events"
+
+    @property
+    def dead_letters(self) -> str:
+        return self.prefix + "entitlement-events-dlq"
+
+    @property
+    def alerts(self) -> str:
+        return self.prefix + "overdraft-alerts"
+
+    @property
+    def activity(self) -> str:
+        return self.prefix + "entitlement-activity"
+
+    @property
+    def days(self) -> str:
+        return self.prefix + "entitlement-days"
+
+    @property
+    def changelog(self) -> str:
+        return self.prefix + "seatmark-ledger-changelog"
+
+
+@dataclass
+class ChunkOutputs:
+    """What one chunk puts out, as (key, value, headers) by topic."""
+
+    activity: list[Record] = field(default_factory=list)
+    days: list[Record] = field(default_factory=list)
+    alerts: list[Record] = field(default_factory=list)
+    dead_letters: list[Record] = field(default_factory=list)
+
+
+def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: int) -> ChunkOutputs:
+    """Fold the records above the state's cursor into it; what that puts out. The cursor moves to the last record.
+
+    now_ms: the wall clock, against which events in the future are refused where the topic has producers' timestamps.
+    Raises whatever goes wrong with a record that is not its own fault, with the record's offset added.
+    """
+    outputs = ChunkOutputs()
+    rows: list[ActivityRow] = []
+    ledger, cursor = state.ledger, state.cursor
+    epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
+    for record in records:
+        offset = record.offset
+        if offset <= applied:
+            continue
+        value = record.value or b""
+        appended_at = record.timestamp if record.timestamp_type == _LOG_APPEND_TIME else now_ms
+        try:
+            event = decode(value, key=record.key, appended_at=appended_at)
+        except Refused as refused:
+            metrics.DEAD_LETTERS.labels(refused.reason).inc()
+            outputs.dead_letters.append((record.key, record.value, dead_letter_headers(record, refused)))
+            continue
+        position = position_of(epoch, offset)
+        try:
+            outcomes = ledger.apply(event, position)
+        except Exception as error:
+            error.add_note(f"while applying {record.topic}[{record.partition}] offset {offset}")
+            raise
+        if not outcomes:
+            metrics.DUPLICATES.inc()
+        for outcome in outcomes:
+            rows.append(
+                activity_row(event, outcome, position, incarnation, record.partition, appended_at, value)
+            )
+            if outcome.late:
+                metrics.LATE.inc()
+            if outcome.transition is not None:
+                alert = encode_alert(alert_of(outcome.transition))
+                outputs.alerts.append((event.entitlement.encode(), alert, []))
+    first, last = records[0], records[-1]
+    if rows:
+        headers = {
+            HEADER_INCARNATION: incarnation,
+            HEADER_TOPIC: first.topic,
+            HEADER_PARTITION: str(first.partition),
+            HEADER_FIRST_OFFSET: str(max(first.offset, applied + 1)),
+            HEADER_LAST_OFFSET: str(last.offset),
+            HEADER_ROWS: str(len(rows)),
+        }
+        outputs.activity.append((None, encode_activity(rows), [(k, v.encode()) for k, v in headers.items()]))
+    state.advance(max(last.offset, applied))
+    return outputs
+
+
+class ChunkProcessor:
+    """Processes chunks with the producers of one worker.
+
+    outputs: sends what others read. state: sends changelog batches; its `max_batch_size` must hold a chunk's whole
+    state, because a batch is what is written whole or not at all.
+    """
+
+    def __init__(self, outputs: AIOKafkaProducer, state: AIOKafkaProducer, topics: Topics, incarnation: str) -> None:
+        self._outputs = outputs
+        self._state = state
+        self._topics = topics
+        self._incarnation = incarnation
+
+    async def process(self, state: PartitionState, records: Sequence[SourceRecord]) -> None:
+        """Process one chunk of a partition. When it returns, outputs and state are with the broker.
+
+        Raises whatever goes wrong; the chunk then does not count as processed, and the state in memory is not to be used
+        any more.
+        """
+        started = time.monotonic()
+        state.begin(self._incarnation)
+        partition = records[0].partition
+        out = fold_chunk(state, records, int(time.time() * 1000))
+        changes = state.ledger.take_changes()
+        days: list[DayRecord] = [*changes.days, *changes.marks]
+        out.days = [(record.entitlement.encode(), encode_day(record), []) for record in days]
+        folded = time.monotonic()
+
+        topics = self._topics
+        sent = [
+            await self._send(topic, partition, batch)
+            for topic, batch in (
+                (topics.activity, out.activity),
+                (topics.alerts, out.alerts),
+                (topics.dead_letters, out.dead_letters),
+                (topics.days, out.days),
+            )
+        ]
+        await asyncio.gather(*(future for futures in sent for future in futures))
+        put_out = time.monotonic()
+
+        await self._write_state(partition, encode_changes(changes, state.cursor))
+        metrics.EVENTS.inc(len(records))
+        metrics.CHUNK_RECORDS.observe(len(records))
+        metrics.CHUNK_SECONDS.labels("fold").observe(folded - started)
+        metrics.CHUNK_SECONDS.labels("outputs").observe(put_out - folded)
+        metrics.CHUNK_SECONDS.labels("state").observe(time.monotonic() - put_out)
+
+    async def _send(self, topic: str, partition: int, records: Iterable[Record]) -> list[asyncio.Future[Any]]:
+        """Hand records over in full batches; futures that are done when the broker has acknowledged them."""
+        producer = self._outputs
+        futures: list[asyncio.Future[Any]] = []
+        batch = producer.create_batch()
+        for key, value, headers in records:
+            if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
+                futures.append(await producer.send_batch(batch, topic, partition=partition))
+                batch = producer.create_batch()
+                batch.append(key=key, value=value, timestamp=None, headers=headers)
+        if batch.record_count():
+            futures.append(await producer.send_batch(batch, topic, partition=partition))
+        return futures
+
+    async def _write_state(self, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+        batch = self._state.create_batch()
+        for key, value in records:
+            if batch.append(key=key, value=value, timestamp=None) is None:
+                raise ChunkFailed(
+                    f"the state of one chunk of partition {partition} is larger than one batch may be "
+                    f"({MAX_STATE_BATCH_BYTES} bytes)"
+                )
+        await (await self._state.send_batch(batch, self._topics.changelog, partition=partition))
+
+
+async def process_chunks(
+    stream: Any, states: PartitionStates, processor: ChunkProcessor
+) -> None:
+    """The agent: take chunks from a Faust stream, for ever.
+
+    Raises ChunkFailed: with topic, partition and offsets. Faust would go on with the next chunk: the app must be set up
+    so that this ends the worker.
+    """
+    events: AsyncIterable[Any] = stream.noack().events()
+    async for event in events:
+        records = event.value
+        state = states.of(event.message.partition)
+        try:
+            await processor.process(state, records)
+        except Exception as error:
+            raise ChunkFailed(
+                f"{records[0].topic}[{records[0].partition}] offsets {records[0].offset} to {records[-1].offset}: "
+                f"{error!r} {' '.join(getattr(error, '__notes__', []))}"
+            ) from error
+        await stream.ack(event)

@@ -1,0 +1,105 @@
+"""The Faust app of the worker: topics, tables and agents put together; nothing is decided here."""
+
+import logging
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaProducer
+
+from processors.agents import MAX_STATE_BATCH_BYTES, ChunkProcessor, Topics, process_chunks
+from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
+from processors.domain.days import Calendar
+from processors.incarnation import topic_incarnation
+from processors.state import PartitionStates
+
+logger = logging.getLogger(__name__)
+
+# Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
+_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+# Alerts and days go to topics with the brokers' usual limit of 1 MiB a batch.
+_OUTPUT_BATCH_BYTES = 768 * 1024
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What the worker needs to know. brokers: host:port, comma separated. Times in ms."""
+
+    brokers: str
+    topic_prefix: str
+    partitions: int
+    timezone: str
+    late_after_ms: int
+
+
+class Worker:
+    """One worker: a Faust app, and the producers it writes with."""
+
+    def __init__(self, config: WorkerConfig, incarnation: str) -> None:
+        """incarnation: the id of the source topic (`processors.incarnation`)."""
+        self._config = config
+        topics = Topics(config.topic_prefix)
+        states = PartitionStates(Calendar(config.timezone), config.late_after_ms, incarnation)
+        self.app = app = ChunkApp(
+            f"{config.topic_prefix}seatmark",
+            broker=[f"kafka://{broker}" for broker in config.brokers.split(",")],
+            resume_offset=lambda tp: states.resume_offset(tp.partition) if tp.topic == topics.events else None,
+            topic_partitions=config.partitions,
+            # Topics are made by `seatmark topics`, with the settings that they need; never on the side.
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            consumer_auto_offset_reset="earliest",
+            consumer_max_fetch_size=4 * 1024 * 1024,
+            # The first join of a group waits for the rebalance timeout on the embedded broker.
+            broker_rebalance_timeout=5.0,
+            broker_session_timeout=10.0,
+            broker_heartbeat_interval=2.0,
+            broker_commit_interval=1.0,
+            # In-flight chunks end before a rebalance goes on, or they would overlap with recovery.
+            stream_wait_empty=True,
+            # One chunk waits while one is worked on: memory stays bounded.
+            stream_buffer_maxsize=2,
+            # A failed chunk must end the worker: Faust would acknowledge it and go on.
+            agent_supervisor="mode.CrashingSupervisor",
+            table_standby_replicas=0,
+            web_enabled=False,
+            processing_guarantee="at_least_once",
+        )
+        self.table = app.tables.add(
+            ChangelogTable(
+                app,
+                name="ledger",
+                partitions=config.partitions,
+                changelog_topic=app.topic(topics.changelog, schema=ChunkSchema(), partitions=config.partitions),
+                # In chunks, so this many chunks.
+                recovery_buffer_size=4,
+                on_dropped=states.drop,
+                on_changelog=states.restore,
+                on_restored=states.restored,
+            )
+        )
+        events = app.topic(topics.events, schema=ChunkSchema(), partitions=config.partitions)
+        self.states = states
+
+        async def entitlements(stream: object) -> None:
+            async with _producer(config, _OUTPUT_BATCH_BYTES) as outputs, _producer(config, MAX_STATE_BATCH_BYTES) as state:
+                await process_chunks(stream, states, ChunkProcessor(outputs, state, topics, incarnation))
+
+        app.agent(events, name="entitlements", concurrency=1)(entitlements)
+
+
+def _producer(config: WorkerConfig, batch_bytes: int) -> AIOKafkaProducer:
+    return AIOKafkaProducer(
+        bootstrap_servers=config.brokers,
+        acks="all",
+        compression_type="lz4",
+        max_batch_size=batch_bytes,
+        max_request_size=_MAX_REQUEST_BYTES,
+        request_timeout_ms=30_000,
+    )
+
+
+async def create_worker(config: WorkerConfig) -> Worker:
+    """A worker for the source topic as it is now.
+
+    Raises aiokafka.errors.KafkaError when the topic cannot be looked up.
+    """
+    return Worker(config, await topic_incarnation(config.brokers, Topics(config.topic_prefix).events))

@@ -1,0 +1,105 @@
+"""How the ledger's state stands in its changelog topic: MessagePack arrays, one record for each thing that changes alone.
+
+Keys are arrays that begin with a letter: `c` cursor of the partition, `h` head of an element, `s` hold of a seat, `i` block
+of remembered ids. Values are the structs of the domain as arrays; no value means that the thing is gone.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from processors.domain.holds import Hold, IdBlock
+from processors.domain.ledger import Changes, Element, Head, Ledger
+
+# Raised when the layout of a record changes; state of another layout is refused, and rebuilt from the raw log.
+STATE_VERSION = 1
+
+CURSOR_KEY = msgspec.msgpack.encode(("c",))
+
+
+class Cursor(Struct, frozen=True, array_like=True):
+    """How far a source partition is applied.
+
+    incarnation: of the source topic. epoch: how many incarnations this state has lived through. offset: the last applied
+    record's. timezone: the reporting time zone that the day rows in this state are in.
+    """
+
+    state_version: int
+    incarnation: str
+    epoch: int
+    offset: int
+    timezone: str
+
+
+class UnreadableState(Exception):
+    """A changelog record that this version cannot read."""
+
+
+StateRecord = tuple[bytes, bytes | None]
+
+_encoder = msgspec.msgpack.Encoder()
+_keys = msgspec.msgpack.Decoder(list[Any])
+_heads = msgspec.msgpack.Decoder(Head)
+_holds = msgspec.msgpack.Decoder(Hold)
+_blocks = msgspec.msgpack.Decoder(IdBlock)
+_cursors = msgspec.msgpack.Decoder(Cursor)
+
+
+def encode_changes(changes: Changes, cursor: Cursor) -> list[StateRecord]:
+    """The records that bring a changelog from before these changes to after them."""
+    encode = _encoder.encode
+    records: list[StateRecord] = [
+        (encode(("h", head.entitlement, head.element)), encode(head)) for head in changes.heads
+    ]
+    for head, seat, hold in changes.holds:
+        records.append(
+            (encode(("s", head.entitlement, head.element, seat)), None if hold is None else encode(hold))
+        )
+    for head, number, block in changes.blocks:
+        records.append(
+            (encode(("i", head.entitlement, head.element, number)), None if block is None else encode(block))
+        )
+    records.append((CURSOR_KEY, encode(cursor)))
+    return records
+
+
+def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
+    """Put one changelog record into a ledger; the cursor, if it is one.
+
+    Records of one key must come in the order in which they were written. Call `finish_restore` after the last.
+    Raises UnreadableState: a record of another version, or not one of ours.
+    """
+    try:
+        if key == CURSOR_KEY:
+            return _cursors.decode(value or b"")
+        letter, entitlement, element_name, *rest = _keys.decode(key)
+        element = ledger.elements.get((entitlement, element_name))
+        if element is None:
+            element = ledger.elements[entitlement, element_name] = Element(Head(entitlement, element_name))
+        if letter == "h":
+            element.head = _heads.decode(value or b"")
+        elif letter == "s" and value is None:
+            element.holds.pop(rest[0], None)
+        elif letter == "s":
+            element.holds[rest[0]] = _holds.decode(value or b"")
+        elif letter == "i":
+            element.blocks = [block for block in element.blocks if block.number != rest[0]]
+            if value is not None:
+                element.blocks.append(_blocks.decode(value))
+        else:
+            raise UnreadableState(f"a state record with the unknown key {key!r}")
+    except (msgspec.DecodeError, ValueError) as error:
+        raise UnreadableState(
+            f"the state record with key {key!r} cannot be read ({error}); it is of another version of Seatmark: "
+            "delete the changelog topic and rebuild the state from the raw log"
+        ) from error
+    return None
+
+
+def finish_restore(ledger: Ledger) -> None:
+    """Put in order what the order of a changelog does not tell: closed holds and blocks of ids, oldest first."""
+    for element in ledger.elements.values():
+        closed = [(hold.changed_at, seat) for seat, hold in element.holds.items() if not hold.quantity]
+        element.closed = {seat: None for _, seat in sorted(closed)}
+        element.blocks.sort(key=lambda block: block.number)

@@ -1,0 +1,118 @@
+"""The store: named queries (views/queries/*.sql) against ClickHouse, a server or the engine inside this process.
+
+A data source name (DSN) says which: `http(s)://user:password@host:8123/database`, or `chdb:///directory`, which one process
+at a time can open. Both speak the same SQL. A database inside the directory is named by `?database=name`.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, ProgrammingError
+
+_QUERIES = Path(__file__).parent / "queries"
+
+# ClickHouse's own numbers: https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
+_NOT_MIGRATED = {60, 81}  # UNKNOWN_TABLE, UNKNOWN_DATABASE
+_REFUSED = {192, 193, 194, 497, 516}  # UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED
+
+
+class StoreUnavailable(Exception):
+    """ClickHouse does not answer, or not to us. The message names the host and what to do, never the password."""
+
+
+def connect(dsn: str) -> Client:
+    """A client for one thread. Opening one costs some queries: keep it.
+
+    Raises StoreUnavailable: nobody answers there, or the user or the database is refused.
+    """
+    try:
+        if dsn.startswith("chdb:"):
+            return clickhouse_connect.get_client(dsn=dsn)
+        # Without a session, calls do not have to wait for each other on the server. The scheme is named again because the
+        # client does not take it from the DSN.
+        return clickhouse_connect.get_client(
+            dsn=dsn, interface=urlsplit(dsn).scheme, autogenerate_session_id=False, connect_timeout=5
+        )
+    except DatabaseError as error:
+        raise explained(dsn, error) from error
+
+
+class Store:
+    """Runs the named queries. Safe to share between threads: each gets a client of its own."""
+
+    def __init__(self, dsn: str) -> None:
+        """Nothing is opened before the first query."""
+        self._dsn = dsn
+        self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
+        self._of_this_thread = threading.local()
+        self._clients: list[Client] = []
+        self._opening = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """Where the store is, without user and password."""
+        return address_of(self._dsn)
+
+    def query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The rows of a named query, as dicts.
+
+        name: a file of views/queries without `.sql`.
+        parameters: for each `{parameter:Type}` in it; bound by ClickHouse, never pasted into the text.
+        Raises StoreUnavailable: ClickHouse does not answer, or has no tables yet.
+        Raises KeyError: no such query.
+        """
+        text = self._queries[name]
+        client = self._client()
+        try:
+            return list(client.query(text, parameters=parameters).named_results())
+        except DatabaseError as error:
+            raise explained(self._dsn, error) from error
+
+    def close(self) -> None:
+        """Close the clients of all threads. An embedded store can then be opened by another process."""
+        with self._opening:
+            while self._clients:
+                self._clients.pop().close()
+            self._of_this_thread = threading.local()
+
+    def _client(self) -> Client:
+        client: Client | None = getattr(self._of_this_thread, "client", None)
+        if client is None:
+            client = connect(self._dsn)
+            with self._opening:
+                self._clients.append(client)
+            self._of_this_thread.client = client
+        return client
+
+
+def address_of(dsn: str) -> str:
+    """What may be shown of a DSN: scheme, host and port, or the directory."""
+    parts = urlsplit(dsn)
+    if parts.scheme == "chdb":
+        return f"chdb://{parts.path}"
+    host = parts.hostname or ""
+    return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
+
+
+def explained(dsn: str, error: DatabaseError) -> Exception:
+    """StoreUnavailable where somebody has to do something outside of this program, else the error as it is."""
+    address = address_of(dsn)
+    if error.code in _REFUSED:
+        return StoreUnavailable(
+            f"ClickHouse at {address} refuses the user: check user, password and rights in SEATMARK_CLICKHOUSE_DSN"
+        )
+    if error.code in _NOT_MIGRATED:
+        return StoreUnavailable(f"ClickHouse at {address} lacks Seatmark's tables: run the migrations")
+    if isinstance(error, ProgrammingError) and dsn.startswith("chdb:"):
+        return StoreUnavailable(
+            f"cannot open the embedded ClickHouse at {address}: another process has it open, or it cannot be written; {error}"
+        )
+    if isinstance(error, OperationalError) or (type(error) is DatabaseError and error.code is None):
+        return StoreUnavailable(
+            f"ClickHouse at {address} does not answer: start it, or correct SEATMARK_CLICKHOUSE_DSN"
+        )
+    return error
