@@ -60,8 +60,13 @@ def encode_changes(changes: Changes, cursor: Cursor) -> list[StateRecord]:
         records.append(
             (encode(("i", head.entitlement, head.element, number)), None if block is None else encode(block))
         )
-    records.append((CURSOR_KEY, encode(cursor)))
+    records.append(encode_cursor(cursor))
     return records
+
+
+def encode_cursor(cursor: Cursor) -> StateRecord:
+    """The record of a partition's cursor."""
+    return CURSOR_KEY, _encoder.encode(cursor)
 
 
 def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:

@@ -1,0 +1,103 @@
+"""Settings: read from SEATMARK_* variables of the environment, checked at start, each documented in the README's table."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from processors.domain.days import Calendar
+
+PREFIX = "SEATMARK_"
+
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
+
+
+class SettingsWrong(Exception):
+    """One or more settings are unknown or have a bad value; the message names each."""
+
+
+def _milliseconds(value: Any) -> Any:
+    if isinstance(value, int):
+        return value
+    match = _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError("expected a number and a unit of ms, s, m, h or d, such as 90s or 1h")
+    return int(match[1]) * _UNITS_MS[match[2]]
+
+
+def _timezone(value: Any) -> Any:
+    return Calendar(str(value)).timezone
+
+
+Duration = Annotated[int, BeforeValidator(_milliseconds)]
+
+
+class Settings(BaseSettings):
+    """All settings. Durations in milliseconds once read."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    brokers: str = Field("127.0.0.1:19092", min_length=1, description="Kafka brokers, host:port, comma separated")
+    topic_prefix: str = Field("", pattern=r"^[a-zA-Z0-9._-]*$", description="put in front of every topic's name")
+    partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic; the most workers that can share")
+    replication: int = Field(1, ge=1, le=10, description="replicas of each topic's partitions; 3 in production")
+    clickhouse_dsn: SecretStr = Field(
+        SecretStr("http://127.0.0.1:8123/default"),
+        description="`chdb:///directory` (in process) or `http(s)://user:password@host:8123/database`",
+    )
+    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web API")
+    timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
+        "UTC", description="reporting time zone, an IANA name; fixed once there is data"
+    )
+    late_after: Duration = Field(
+        3_600_000, description="an event this much older than its element's newest has no live effect"
+    )
+    web_host: str = Field("127.0.0.1", description="address that the web listens on")
+    web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none"
+    )
+    session_timeout: Duration = Field(
+        10_000, description="a worker or sink not heard of for this long loses its partitions"
+    )
+    rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
+    flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, to stderr")
+
+    def masked(self) -> dict[str, str]:
+        """The values as text, without secrets."""
+        return {name: str(value) for name, value in self.model_dump().items()}
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings. environment: default the process's.
+
+    Raises SettingsWrong: naming each unknown variable and each bad value (never the value of a secret).
+    """
+    variables = os.environ if environment is None else environment
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    problems: list[str] = []
+    values: dict[str, str] = {}
+    for variable, value in variables.items():
+        if not variable.startswith(PREFIX):
+            continue
+        if variable in known:
+            values[known[variable]] = value
+            continue
+        near = difflib.get_close_matches(variable, known, n=1)
+        problems.append(f"{variable} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        settings = Settings.model_construct() if problems else Settings.model_validate(values)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            shown = "" if name == "clickhouse_dsn" else f" (it is {values.get(name)!r})"
+            problems.append(f"{PREFIX}{name.upper()}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    if problems:
+        raise SettingsWrong("\n".join(problems))
+    return settings
