@@ -121,9 +121,7 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
         if not outcomes:
             metrics.DUPLICATES.inc()
         for outcome in outcomes:
-            rows.append(
-                activity_row(event, outcome, position, incarnation, record.partition, appended_at, value)
-            )
+            rows.append(activity_row(event, outcome, position, incarnation, record.partition, appended_at, value))
             if outcome.late:
                 metrics.LATE.inc()
             if outcome.transition is not None:
@@ -217,9 +215,7 @@ class ChunkProcessor:
         await (await self._state.send_batch(batch, self._topics.changelog, partition=partition))
 
 
-async def process_chunks(
-    stream: Any, states: PartitionStates, processor: ChunkProcessor
-) -> None:
+async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkProcessor) -> None:
     """The agent: take chunks from a Faust stream, for ever.
 
     Raises ChunkFailed: with topic, partition and offsets. Faust would go on with the next chunk: the app must be set up

@@ -1,6 +1,6 @@
 """The Faust app of the worker: topics, tables and agents put together; nothing is decided here."""
 
-import logging
+import asyncio
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer
@@ -10,8 +10,6 @@ from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
 from processors.domain.days import Calendar
 from processors.incarnation import topic_incarnation
 from processors.state import PartitionStates
-
-logger = logging.getLogger(__name__)
 
 # Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
@@ -28,6 +26,13 @@ class WorkerConfig:
     partitions: int
     timezone: str
     late_after_ms: int
+    session_timeout_ms: int
+    rebalance_timeout_ms: int
+
+
+def worker_group(topic_prefix: str) -> str:
+    """The workers' consumer group, which is also the Faust app's id."""
+    return f"{topic_prefix}seatmark"
 
 
 class Worker:
@@ -39,7 +44,7 @@ class Worker:
         topics = Topics(config.topic_prefix)
         states = PartitionStates(Calendar(config.timezone), config.late_after_ms, incarnation)
         self.app = app = ChunkApp(
-            f"{config.topic_prefix}seatmark",
+            worker_group(config.topic_prefix),
             broker=[f"kafka://{broker}" for broker in config.brokers.split(",")],
             resume_offset=lambda tp: states.resume_offset(tp.partition) if tp.topic == topics.events else None,
             topic_partitions=config.partitions,
@@ -48,10 +53,10 @@ class Worker:
             topic_disable_leader=True,
             consumer_auto_offset_reset="earliest",
             consumer_max_fetch_size=4 * 1024 * 1024,
-            # The first join of a group waits for the rebalance timeout on the embedded broker.
-            broker_rebalance_timeout=5.0,
-            broker_session_timeout=10.0,
-            broker_heartbeat_interval=2.0,
+            broker_rebalance_timeout=config.rebalance_timeout_ms / 1000,
+            broker_session_timeout=config.session_timeout_ms / 1000,
+            broker_heartbeat_interval=config.session_timeout_ms / 1000 / 5,
+            broker_request_timeout=max(90.0, config.session_timeout_ms / 1000),
             broker_commit_interval=1.0,
             # In-flight chunks end before a rebalance goes on, or they would overlap with recovery.
             stream_wait_empty=True,
@@ -80,7 +85,10 @@ class Worker:
         self.states = states
 
         async def entitlements(stream: object) -> None:
-            async with _producer(config, _OUTPUT_BATCH_BYTES) as outputs, _producer(config, MAX_STATE_BATCH_BYTES) as state:
+            async with (
+                _producer(config, _OUTPUT_BATCH_BYTES) as outputs,
+                _producer(config, MAX_STATE_BATCH_BYTES) as state,
+            ):
                 await process_chunks(stream, states, ChunkProcessor(outputs, state, topics, incarnation))
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
@@ -95,6 +103,22 @@ def _producer(config: WorkerConfig, batch_bytes: int) -> AIOKafkaProducer:
         max_request_size=_MAX_REQUEST_BYTES,
         request_timeout_ms=30_000,
     )
+
+
+async def run_worker(config: WorkerConfig, stop: asyncio.Event) -> None:
+    """Run one worker until `stop` is set.
+
+    Raises whatever ended it before that, such as `processors.agents.ChunkFailed`.
+    """
+    app = (await create_worker(config)).app
+    await app.start()
+    try:
+        # Ends when `stop` is set, and when a service of the app crashed.
+        await app.wait_for_stopped(stop.wait())
+        if app.crash_reason is not None:
+            raise app.crash_reason
+    finally:
+        await app.stop()
 
 
 async def create_worker(config: WorkerConfig) -> Worker:

@@ -199,4 +199,3 @@ class ChangelogTable(faust.Table):  # type: ignore[misc]
             "on_changelog": self.on_changelog,
             "on_restored": self.on_restored,
         }
-

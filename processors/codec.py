@@ -49,17 +49,11 @@ _cursors = msgspec.msgpack.Decoder(Cursor)
 def encode_changes(changes: Changes, cursor: Cursor) -> list[StateRecord]:
     """The records that bring a changelog from before these changes to after them."""
     encode = _encoder.encode
-    records: list[StateRecord] = [
-        (encode(("h", head.entitlement, head.element)), encode(head)) for head in changes.heads
-    ]
+    records: list[StateRecord] = [(encode(("h", head.entitlement, head.element)), encode(head)) for head in changes.heads]
     for head, seat, hold in changes.holds:
-        records.append(
-            (encode(("s", head.entitlement, head.element, seat)), None if hold is None else encode(hold))
-        )
+        records.append((encode(("s", head.entitlement, head.element, seat)), None if hold is None else encode(hold)))
     for head, number, block in changes.blocks:
-        records.append(
-            (encode(("i", head.entitlement, head.element, number)), None if block is None else encode(block))
-        )
+        records.append((encode(("i", head.entitlement, head.element, number)), None if block is None else encode(block)))
     records.append(encode_cursor(cursor))
     return records
 

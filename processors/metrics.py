@@ -15,8 +15,23 @@ DEAD_LETTERS = Counter("seatmark_events_dead_lettered_total", "Records sent to t
 # Transitions sent to overdraft-alerts.
 ALERTS = Counter("seatmark_alerts_sent_total", "Transitions sent to overdraft-alerts", ["type"])
 # How many records a chunk has: small when traffic is light, thousands when a backlog is worked off.
-CHUNK_RECORDS = Histogram(
-    "seatmark_chunk_records", "Records in one chunk", buckets=(1, 10, 100, 500, 1000, 2000, 5000)
-)
+CHUNK_RECORDS = Histogram("seatmark_chunk_records", "Records in one chunk", buckets=(1, 10, 100, 500, 1000, 2000, 5000))
 # Where the time of a chunk goes: fold (decode and fold), outputs (sent and acknowledged), state (changelog written).
 CHUNK_SECONDS = Histogram("seatmark_chunk_seconds", "Seconds per chunk, by stage", ["stage"])
+
+# --- Sink
+
+# Rows that ClickHouse has acknowledged, by table. Rows sent again after a crash count again.
+SINK_ROWS = Counter("seatmark_sink_rows_total", "Rows stored in ClickHouse", ["table"])
+# Batches of records that were stored and whose offsets were then committed.
+SINK_BATCHES = Counter("seatmark_sink_batches_total", "Batches of records stored")
+# One insert, as it was at last successful. Rising towards a second: the server is short of something.
+SINK_INSERT_SECONDS = Histogram("seatmark_sink_insert_seconds", "Seconds per insert", ["table"])
+# Inserts that failed and are tried again. More than a few: ClickHouse is away, and only the sink waits for it.
+SINK_INSERT_FAILURES = Counter("seatmark_sink_insert_failures_total", "Inserts that failed and are tried again")
+# How old what readers see is: from the arrival of a batch's oldest record on its topic to its being stored.
+SINK_FRESHNESS_SECONDS = Histogram(
+    "seatmark_sink_freshness_seconds",
+    "Seconds from a record's arrival on its topic until it is stored, for the oldest record of each batch",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
+)

@@ -34,9 +34,7 @@ def alert_of(transition: Transition) -> Alert:
     at = format_time(transition.at)
     limit = transition.limit
     return Alert(
-        id=seatmark_id(
-            "alert", transition.entitlement, transition.element, transition.cause_source, transition.cause_id
-        ),
+        id=seatmark_id("alert", transition.entitlement, transition.element, transition.cause_source, transition.cause_id),
         source=SOURCE,
         type=transition.type,
         subject=transition.entitlement,

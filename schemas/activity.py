@@ -100,6 +100,7 @@ ACTIVITY_SCHEMA = pa.schema(
     ]
 )
 
+
 def encode_activity(rows: Sequence[ActivityRow]) -> bytes:
     """The rows as one Arrow IPC stream with one record batch. Raises ValueError on no rows."""
     if not rows:

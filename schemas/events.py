@@ -207,9 +207,7 @@ _AnyWire = (
     | _EntitlementSnapshot
 )
 
-EVENT_TYPES: frozenset[str] = frozenset(
-    str(wire.__struct_config__.tag) for wire in _AnyWire.__args__
-)
+EVENT_TYPES: frozenset[str] = frozenset(str(wire.__struct_config__.tag) for wire in _AnyWire.__args__)
 
 
 # --- What the fold reads.
@@ -257,9 +255,7 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_AnyWire)
 _generic_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 # RFC 3339, section 5.6; upper case T and Z only.
-_RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII
-)
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII)
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=UTC)
 
@@ -294,10 +290,10 @@ def format_time(milliseconds: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def decode(value: bytes, *, key: bytes | None, appended_at: int | None) -> Event:
+def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int | None) -> Event:
     """Read one record of `entitlement-events`.
 
-    value, key: the record's bytes; the key must be the subject.
+    value, key: the record's bytes; the key must be the subject, or "any" where there is no record yet.
     appended_at: the record's append timestamp in ms, against which a `time` in the future is refused; None: not
         checked (a record of the raw log was checked when it came in).
     Raises Refused: with the dead-letter reason, and the field and what was expected of it.
@@ -312,7 +308,7 @@ def decode(value: bytes, *, key: bytes | None, appended_at: int | None) -> Event
         time = parse_time(wire.time)
     except ValueError as error:
         raise Refused("not_cloudevent", f"time: {error}") from error
-    if key != wire.subject.encode():
+    if key != "any" and key != wire.subject.encode():
         raise Refused("key_mismatch", f"expected the record's key to be the subject {wire.subject!r}, got {key!r}")
     if appended_at is not None and time > appended_at + FUTURE_TOLERANCE_MS:
         raise Refused(

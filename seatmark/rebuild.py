@@ -1,5 +1,6 @@
 """Rebuilds the worker's state in an empty changelog topic from the raw log in ClickHouse."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 from aiokafka import AIOKafkaProducer
@@ -11,6 +12,7 @@ from processors.rebuild import RawRow, rebuilt_state
 
 # FINAL: a row that was restated stands in the place of its live one.
 _RAW_LOG = "SELECT entitlement, element, epoch, offset, event FROM activity FINAL ORDER BY entitlement"
+_IN_FLIGHT = 20_000
 _BATCH_BYTES = 768 * 1024
 
 
@@ -30,20 +32,21 @@ async def rebuild_state(
     on_progress(done, total): called as rows are read.
     Raises aiokafka.errors.KafkaError, clickhouse_connect's DatabaseError.
     """
-    total = int(client.command("SELECT count() FROM activity FINAL"))
+    total: int = client.query("SELECT count() FROM activity FINAL").first_row[0]
     if not total:
         return 0
     topic = Topics(topic_prefix).changelog
-    producer = AIOKafkaProducer(
-        bootstrap_servers=brokers, acks="all", compression_type="lz4", max_batch_size=_BATCH_BYTES
-    )
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", compression_type="lz4", max_batch_size=_BATCH_BYTES)
     await producer.start()
+    sent: list[asyncio.Future[object]] = []
     try:
         rows = _raw_log(client, total, on_progress)
         for partition, records in rebuilt_state(rows, Calendar(timezone), late_after_ms, partitions):
-            for key, value in records:
-                await producer.send(topic, key=key, value=value, partition=partition)
-        await producer.flush()
+            sent += [await producer.send(topic, key=key, value=value, partition=partition) for key, value in records]
+            if len(sent) > _IN_FLIGHT:
+                await asyncio.gather(*sent)
+                sent.clear()
+        await asyncio.gather(*sent)
     finally:
         await producer.stop()
     return total

@@ -54,17 +54,11 @@ class Settings(BaseSettings):
     timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"
     )
-    late_after: Duration = Field(
-        3_600_000, description="an event this much older than its element's newest has no live effect"
-    )
+    late_after: Duration = Field(3_600_000, description="an event this much older than its element's newest has no live effect")
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
-    metrics_port: int = Field(
-        0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none"
-    )
-    session_timeout: Duration = Field(
-        10_000, description="a worker or sink not heard of for this long loses its partitions"
-    )
+    metrics_port: int = Field(0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none")
+    session_timeout: Duration = Field(10_000, description="a worker or sink not heard of for this long loses its partitions")
     rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
     flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, to stderr")

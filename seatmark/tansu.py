@@ -90,9 +90,7 @@ class Tansu:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def _refuse_taken_port(self) -> None:
@@ -102,9 +100,7 @@ class Tansu:
             try:
                 probe.bind((HOST, self._port))
             except OSError as error:
-                raise BrokerUnavailable(
-                    f"cannot listen on {self.bootstrap} ({error.strerror}): choose another port"
-                ) from error
+                raise BrokerUnavailable(f"cannot listen on {self.bootstrap} ({error.strerror}): choose another port") from error
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS

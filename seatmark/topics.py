@@ -39,18 +39,14 @@ async def ensure_topics(brokers: str, *, prefix: str, partitions: int, replicati
         present = [topic for topic in wanted if prefix + topic.name in there]
         counts = await _check(admin, present, prefix, partitions) if present else {}
         return [
-            TopicResult(
-                prefix + topic.name, counts.get(topic.name, partitions), created=prefix + topic.name not in there
-            )
+            TopicResult(prefix + topic.name, counts.get(topic.name, partitions), created=prefix + topic.name not in there)
             for topic in wanted
         ]
     finally:
         await admin.close()
 
 
-async def _create(
-    admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, partitions: int, replication: int
-) -> None:
+async def _create(admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, partitions: int, replication: int) -> None:
     response = await admin.create_topics(
         [NewTopic(prefix + topic.name, partitions, replication, topic_configs=topic.config) for topic in topics]
     )

@@ -88,9 +88,7 @@ async def test_a_large_chunk_is_one_batch(broker: Tansu | KafkaCluster) -> None:
 
 @pytest.mark.kafka
 async def test_three_brokers_go_on_when_one_is_killed(kafka3: KafkaCluster) -> None:
-    topic = await create_topic(
-        kafka3.bootstrap, "replicated", partitions=3, replicas=3, config={"min.insync.replicas": "2"}
-    )
+    topic = await create_topic(kafka3.bootstrap, "replicated", partitions=3, replicas=3, config={"min.insync.replicas": "2"})
     async with AIOKafkaProducer(bootstrap_servers=kafka3.bootstrap, acks="all") as producer:
         for partition in range(3):
             await producer.send_and_wait(topic, b"before", partition=partition)

@@ -37,8 +37,8 @@ def migrate(dsn: str, timezone: str) -> None:
     Raises StoreUnavailable: see there.
     Raises TimezoneChanged: there are day rows of another time zone.
     Raises ValueError: there is no such time zone.
-    Raises clickhouse_migrations.exceptions.MigrationException: the store is newer than this program, or a migration that was
-        applied is not the same any more.
+    Raises clickhouse_migrations.exceptions.MigrationException: the store is newer than this program, or a migration
+        that was applied is not the same any more.
     """
     calendar = Calendar(timezone)
     try:
@@ -93,7 +93,7 @@ def _set_timezone(client: Client, timezone: str) -> None:
 
 
 def _write_calendar(client: Client, calendar: Calendar) -> None:
-    """Write the days whose bounds are not the stored ones: all at first, then those that the time zone's rules changed."""
+    """Write the days whose bounds are not the stored ones: all at first, later those that new rules move."""
     stored = {
         day: (start, end)
         for day, start, end in client.query(

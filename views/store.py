@@ -1,7 +1,7 @@
 """The store: named queries (views/queries/*.sql) against ClickHouse, a server or the engine inside this process.
 
-A data source name (DSN) says which: `http(s)://user:password@host:8123/database`, or `chdb:///directory`, which one process
-at a time can open. Both speak the same SQL. A database inside the directory is named by `?database=name`.
+A data source name (DSN) says which: `http(s)://user:password@host:8123/database`, or `chdb:///directory`, which one
+process at a time can open. Both speak the same SQL. `?database=name` names a database inside the directory.
 """
 
 import threading
@@ -15,9 +15,10 @@ from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 
 _QUERIES = Path(__file__).parent / "queries"
 
-# ClickHouse's own numbers: https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
-_NOT_MIGRATED = {60, 81}  # UNKNOWN_TABLE, UNKNOWN_DATABASE
-_REFUSED = {192, 193, 194, 497, 516}  # UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED
+# ClickHouse's numbers of errors: UNKNOWN_TABLE, UNKNOWN_DATABASE.
+_NOT_MIGRATED = {60, 81}
+# UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED.
+_REFUSED = {192, 193, 194, 497, 516}
 
 
 class StoreUnavailable(Exception):
@@ -32,8 +33,8 @@ def connect(dsn: str) -> Client:
     try:
         if dsn.startswith("chdb:"):
             return clickhouse_connect.get_client(dsn=dsn)
-        # Without a session, calls do not have to wait for each other on the server. The scheme is named again because the
-        # client does not take it from the DSN.
+        # Without a session, calls do not have to wait for each other on the server. The scheme is named again because
+        # the client does not take it from the DSN.
         return clickhouse_connect.get_client(
             dsn=dsn, interface=urlsplit(dsn).scheme, autogenerate_session_id=False, connect_timeout=5
         )
@@ -109,10 +110,9 @@ def explained(dsn: str, error: DatabaseError) -> Exception:
         return StoreUnavailable(f"ClickHouse at {address} lacks Seatmark's tables: run the migrations")
     if isinstance(error, ProgrammingError) and dsn.startswith("chdb:"):
         return StoreUnavailable(
-            f"cannot open the embedded ClickHouse at {address}: another process has it open, or it cannot be written; {error}"
+            f"cannot open the embedded ClickHouse at {address}: another process has it open, or its directory cannot "
+            f"be written ({error})"
         )
     if isinstance(error, OperationalError) or (type(error) is DatabaseError and error.code is None):
-        return StoreUnavailable(
-            f"ClickHouse at {address} does not answer: start it, or correct SEATMARK_CLICKHOUSE_DSN"
-        )
+        return StoreUnavailable(f"ClickHouse at {address} does not answer: start it, or correct SEATMARK_CLICKHOUSE_DSN")
     return error

@@ -74,14 +74,10 @@ def find_java() -> str:
     try:
         told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
     except (OSError, subprocess.CalledProcessError) as error:
-        raise KafkaUnavailable(
-            f"Kafka needs Java {_JAVA_NEEDED} or later: {java} does not run ({error})"
-        ) from error
+        raise KafkaUnavailable(f"Kafka needs Java {_JAVA_NEEDED} or later: {java} does not run ({error})") from error
     found = re.search(r'version "(\d+)', told)
     if found is None or int(found[1]) < _JAVA_NEEDED:
-        raise KafkaUnavailable(
-            f"Kafka needs Java {_JAVA_NEEDED} or later, {java} says: {told.splitlines()[0]}"
-        )
+        raise KafkaUnavailable(f"Kafka needs Java {_JAVA_NEEDED} or later, {java} says: {told.splitlines()[0]}")
     return java
 
 
@@ -183,9 +179,7 @@ class KafkaCluster:
         self._class_path = str(fetch_jars() / "*")
         for node in self._nodes.values():
             if not _is_free(node.port):
-                raise KafkaUnavailable(
-                    f"port {node.port} of {HOST} is taken: stop what listens there, or choose another"
-                )
+                raise KafkaUnavailable(f"port {node.port} of {HOST} is taken: stop what listens there, or choose another")
         try:
             self._format()
             for node in self._nodes.values():
@@ -240,9 +234,7 @@ class KafkaCluster:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def _running(self) -> list[tuple[_Node, subprocess.Popen[bytes]]]:
@@ -304,9 +296,7 @@ class KafkaCluster:
             failed = process.wait()
             node.process = None
             if failed:
-                raise KafkaUnavailable(
-                    f"formatting Kafka's storage failed:\n{_tail(node.log_file.read_text())}"
-                )
+                raise KafkaUnavailable(f"formatting Kafka's storage failed:\n{_tail(node.log_file.read_text())}")
 
     def _launch(self, node: _Node) -> None:
         node.process = self._run(node, "kafka.Kafka")
@@ -324,17 +314,13 @@ class KafkaCluster:
         while any(_known_brokers(node.port) < len(running) for node in running):
             self._check_alive()
             if time.monotonic() > deadline:
-                raise KafkaUnavailable(
-                    f"Kafka is not ready after {_READY_SECONDS:.0f} s: see the logs in {self._directory}"
-                )
+                raise KafkaUnavailable(f"Kafka is not ready after {_READY_SECONDS:.0f} s: see the logs in {self._directory}")
             time.sleep(0.05)
 
     def _check_alive(self) -> None:
         for node, process in self._running():
             if process.poll() is not None:
-                raise KafkaUnavailable(
-                    f"Kafka broker {node.number} has ended:\n{_tail(node.log_file.read_text())}"
-                )
+                raise KafkaUnavailable(f"Kafka broker {node.number} has ended:\n{_tail(node.log_file.read_text())}")
 
 
 def _is_free(port: int) -> bool:
@@ -369,9 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a cluster in the foreground until it is interrupted; returns the exit code."""
     parser = argparse.ArgumentParser(description="Run a real Apache Kafka on loopback until Ctrl-C.")
     parser.add_argument("--port", type=int, default=9092, help="of the first broker (default: %(default)s)")
-    parser.add_argument(
-        "--data", type=Path, default=CACHE / "data", help="directory, kept (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=CACHE / "data", help="directory, kept (default: %(default)s)")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="default: %(default)s")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -284,9 +284,7 @@ def test_unreadable_checkout_lines_are_reported() -> None:
     ]
     events, summary = read(on("3/8/2021", *bad, '9:00:03 (MLM) OUT: "MATLAB" ann@h1', "rubbish", ""))
     assert len(events) == 1
-    assert summary.skipped == Counter(
-        {"unreadable checkout line": 6, "TIMESTAMP": 1, "no time stamp": 1, "blank": 1}
-    )
+    assert summary.skipped == Counter({"unreadable checkout line": 6, "TIMESTAMP": 1, "no time stamp": 1, "blank": 1})
     assert sorted(summary.unreadable) == [
         (2, 'OUT: "MATLAB" ann'),
         (3, 'IN: "MATLAB ann@h1'),
@@ -480,9 +478,7 @@ def test_the_autumn_hour_is_told_apart_by_the_clock_being_set_back() -> None:
 
 def test_equal_lines_of_both_autumn_hours_are_two_events() -> None:
     line = '2:30:00 (MLM) OUT: "f" ann@h1'
-    events, _ = read(
-        on("10/31/2021", line, '2:59:59 (MLM) IN: "f" ann@h1', '2:01:00 (MLM) IN: "g" b@h', line), PARIS
-    )
+    events, _ = read(on("10/31/2021", line, '2:59:59 (MLM) IN: "f" ann@h1', '2:01:00 (MLM) IN: "g" b@h', line), PARIS)
     assert [events[0]["time"], events[3]["time"]] == ["2021-10-31T00:30:00.000Z", "2021-10-31T01:30:00.000Z"]
     assert events[0]["id"] != events[3]["id"]
 

@@ -32,13 +32,19 @@ WITH
     ),
     stored AS
     (
-        SELECT *, true AS found
+        SELECT
+            entitlement, element, day, day_start, day_end, opening, closing, `min`, `max`, `limit`, hard_limit, terms_known,
+            overdraft_ms, unit_ms, peak_overage, activations, deactivations, refreshes, denials, units_used, as_of,
+            closing_limit, closing_hard_limit, closing_terms_known, position, restated, true AS found
         FROM days FINAL
         WHERE ({entitlement:String} = '' OR entitlement = {entitlement:String})
             AND ({element:String} = '' OR element = {element:String})
             AND day > {last_day:Date32} - {days:UInt16} AND day <= {last_day:Date32}
         UNION ALL
-        SELECT *, true AS found
+        SELECT
+            entitlement, element, day, day_start, day_end, opening, closing, `min`, `max`, `limit`, hard_limit, terms_known,
+            overdraft_ms, unit_ms, peak_overage, activations, deactivations, refreshes, denials, units_used, as_of,
+            closing_limit, closing_hard_limit, closing_terms_known, position, restated, true AS found
         FROM days FINAL
         WHERE ({entitlement:String} = '' OR entitlement = {entitlement:String})
             AND ({element:String} = '' OR element = {element:String})

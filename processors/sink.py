@@ -1,0 +1,498 @@
+"""The sink: what the worker sends becomes rows in ClickHouse.
+
+Records of entitlement-activity, entitlement-days and overdraft-alerts are gathered for a moment, inserted, and only
+then are their offsets committed. So a crash at any point means that some records are inserted again, never that one is
+missing; and rows that are inserted again change nothing, for two reasons:
+
+1. Every insert of raw rows has a deduplication token made of the source offsets in it. An insert whose acknowledgement
+   was lost is tried again with the same token, and ClickHouse drops it. Views on the table get what they may have
+   missed.
+2. After a restart the same records may come in other batches, with other tokens. Their rows replace those of the first
+   time: each table's sort key holds a row's identity.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ProgrammingError
+
+from processors import metrics
+from schemas.activity import (
+    ACTIVITY_SCHEMA,
+    HEADER_FIRST_OFFSET,
+    HEADER_INCARNATION,
+    HEADER_LAST_OFFSET,
+    HEADER_PARTITION,
+    HEADER_TOPIC,
+    decode_activity,
+)
+from schemas.alerts import Alert, decode_alert
+from schemas.days import DayMark, DayRow, decode_day
+from schemas.events import parse_time
+
+logger = logging.getLogger(__name__)
+
+ACTIVITY, DAYS, ALERTS = "entitlement-activity", "entitlement-days", "overdraft-alerts"
+
+# What one poll hands over; the batch is looked at again after each.
+_POLL_RECORDS = 1000
+# Bounds the memory of a batch whose rows are large.
+_FLUSH_BYTES = 64 * 1024 * 1024
+_IDLE_POLL_SECONDS = 10.0
+_FIRST_RETRY_SECONDS = 0.1
+_LAST_RETRY_SECONDS = 10.0
+
+# Errors of ClickHouse that another attempt cannot mend: the table is not there or not as this release writes it, or we
+# may not insert. In words: THERE_IS_NO_COLUMN, NOT_FOUND_COLUMN_IN_BLOCK, NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER,
+# TYPE_MISMATCH, UNKNOWN_TABLE, CANNOT_CONVERT_TYPE, UNKNOWN_DATABASE, UNKNOWN_SETTING, ACCESS_DENIED.
+_NOT_MENDED_BY_WAITING = {8, 10, 16, 47, 53, 60, 70, 81, 115, 497}
+
+_INSERT_SETTINGS: dict[str, Any] = {
+    # Acknowledged means stored, not queued: the offset is committed on the strength of it.
+    "async_insert": 0,
+    # A repeat that a table drops must still reach the views that missed it the first time.
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+    # The first import of an old log has rows of many months, each a partition.
+    "max_partitions_per_insert_block": 0,
+}
+
+_MS = pa.timestamp("ms", tz="UTC")
+_UNIT_MS = pa.decimal128(38, 0)
+
+
+class SinkStopped(Exception):
+    """The sink cannot go on without losing something; nothing was committed from there on. The message says where."""
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Rows for one table. token: makes ClickHouse drop a repeat of this very insert; None: their content does."""
+
+    table: str
+    rows: pa.Table
+    token: str | None = None
+
+
+@dataclass
+class Batch:
+    """Records that are stored together, decoded.
+
+    next_offsets: per topic and partition, what to commit once they are stored.
+    rows, size: how many rows, and bytes of records, are waiting.
+    oldest: when the first of them came to its topic, in ms since 1970.
+    """
+
+    next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    rows: int = 0
+    size: int = 0
+    oldest: int | None = None
+    _activity: list[tuple[str, pa.Table]] = field(default_factory=list)
+    _days: dict[tuple[str, str, str], DayRow] = field(default_factory=dict)
+    _marks: list[DayMark] = field(default_factory=list)
+    _alerts: list[Alert] = field(default_factory=list)
+
+    def add(self, record: ConsumerRecord, topic: str) -> None:
+        """Take one record. topic: its topic's name in the catalogue, without a prefix.
+
+        Raises SinkStopped: it is not what this topic carries. Only the worker writes there, so something is very wrong.
+        """
+        try:
+            if topic == ACTIVITY:
+                self._add_activity(record)
+            elif topic == DAYS:
+                self._add_day(decode_day(record.value))
+            else:
+                self._alerts.append(decode_alert(record.value))
+                self.rows += 1
+        except (msgspec.MsgspecError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise SinkStopped(
+                f"{record.topic}[{record.partition}] offset {record.offset} cannot be read ({error!r}): it was not "
+                "written by this release of the worker. The sink stopped before it and commits nothing after it"
+            ) from error
+        self.next_offsets[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        self.size += len(record.value)
+        self.oldest = record.timestamp if self.oldest is None else min(self.oldest, record.timestamp)
+
+    def inserts(self) -> list[Insert]:
+        """The inserts that store the batch, in order."""
+        made = []
+        if self._activity:
+            # One insert for all: ClickHouse makes a part of each, and parts cost more than rows.
+            rows = pa.concat_tables([table for _, table in self._activity])
+            made.append(Insert("activity", rows, _token([covered for covered, _ in self._activity])))
+        if self._days:
+            made.append(Insert("days", days_table(self._days.values())))
+        if self._marks:
+            made.append(Insert("marks", marks_table(self._marks)))
+        if self._alerts:
+            made.append(Insert("alerts", alerts_table(self._alerts)))
+        return made
+
+    def _add_activity(self, record: ConsumerRecord) -> None:
+        headers = {name: value.decode("ascii") for name, value in record.headers}
+        table = decode_activity(record.value)
+        if not table.schema.equals(ACTIVITY_SCHEMA):
+            raise ValueError(f"expected the columns {ACTIVITY_SCHEMA.names}, got {table.schema.names}")
+        covered = ":".join((headers[HEADER_INCARNATION], headers[HEADER_TOPIC], headers[HEADER_PARTITION]))
+        self._activity.append((f"{covered}:{headers[HEADER_FIRST_OFFSET]}-{headers[HEADER_LAST_OFFSET]}", table))
+        self.rows += table.num_rows
+
+    def _add_day(self, record: DayRow | DayMark) -> None:
+        self.rows += 1
+        if isinstance(record, DayMark):
+            self._marks.append(record)
+            return
+        # A busy element sends its day again and again; the last of them is the one that counts.
+        key = (record.entitlement, record.element, record.day)
+        known = self._days.get(key)
+        if known is None or record.position >= known.position:
+            self._days[key] = record
+
+
+def _token(covered: Sequence[str]) -> str:
+    """The deduplication token of an insert of raw rows: `incarnation:topic:partition:first-last`, of what it holds.
+
+    An insert of several records names them all, so that it is never taken for another one; a digest keeps that short,
+    as it travels in the address of an HTTP request.
+    """
+    if len(covered) == 1:
+        return covered[0]
+    return hashlib.sha256("\n".join(covered).encode()).hexdigest()
+
+
+def days_table(rows: Iterable[DayRow]) -> pa.Table:
+    """Day rows as the columns of the table `days`."""
+    return _table(
+        rows,
+        [
+            ("entitlement", pa.string(), lambda row: row.entitlement),
+            ("element", pa.string(), lambda row: row.element),
+            ("day", pa.date32(), lambda row: date.fromisoformat(row.day)),
+            ("timezone", pa.string(), lambda row: row.timezone),
+            ("day_start", _MS, lambda row: row.day_start),
+            ("day_end", _MS, lambda row: row.day_end),
+            ("customer", pa.string(), lambda row: row.customer),
+            ("product", pa.string(), lambda row: row.product),
+            ("name", pa.string(), lambda row: row.name),
+            ("kind", pa.string(), lambda row: row.kind),
+            ("opening", pa.int64(), lambda row: row.opening),
+            ("closing", pa.int64(), lambda row: row.closing),
+            ("min", pa.int64(), lambda row: row.min),
+            ("max", pa.int64(), lambda row: row.max),
+            ("limit", pa.int64(), lambda row: row.limit),
+            ("hard_limit", pa.int64(), lambda row: row.hard_limit),
+            ("terms_known", pa.bool_(), lambda row: row.terms_known),
+            ("overdraft_ms", pa.int64(), lambda row: row.overdraft_ms),
+            ("unit_ms", _UNIT_MS, lambda row: row.unit_ms),
+            ("peak_overage", pa.int64(), lambda row: row.peak_overage),
+            ("activations", pa.int64(), lambda row: row.activations),
+            ("deactivations", pa.int64(), lambda row: row.deactivations),
+            ("refreshes", pa.int64(), lambda row: row.refreshes),
+            ("denials", pa.int64(), lambda row: row.denials),
+            ("units_used", pa.int64(), lambda row: row.units_used),
+            ("as_of", _MS, lambda row: row.as_of),
+            ("closing_limit", pa.int64(), lambda row: row.closing_limit),
+            ("closing_hard_limit", pa.int64(), lambda row: row.closing_hard_limit),
+            ("closing_terms_known", pa.bool_(), lambda row: row.closing_terms_known),
+            ("state", pa.string(), lambda row: row.state),
+            ("entered_at", _MS, lambda row: row.entered_at),
+            ("peak", pa.int64(), lambda row: row.peak),
+            ("position", pa.uint64(), lambda row: row.position),
+        ],
+    )
+
+
+def marks_table(rows: Iterable[DayMark]) -> pa.Table:
+    """Marks as the columns of the table `marks`."""
+    return _table(
+        rows,
+        [
+            ("entitlement", pa.string(), lambda row: row.entitlement),
+            ("element", pa.string(), lambda row: row.element),
+            ("first_day", pa.date32(), lambda row: date.fromisoformat(row.first_day)),
+            ("last_day", pa.date32(), lambda row: date.fromisoformat(row.last_day)),
+            ("position", pa.uint64(), lambda row: row.position),
+        ],
+    )
+
+
+def alerts_table(rows: Iterable[Alert]) -> pa.Table:
+    """Alerts as the columns of the table `alerts`."""
+    return _table(
+        rows,
+        [
+            ("entitlement", pa.string(), lambda row: row.data.entitlement),
+            ("element", pa.string(), lambda row: row.data.element),
+            ("at", _MS, lambda row: parse_time(row.data.at)),
+            ("id", pa.string(), lambda row: row.id),
+            ("source", pa.string(), lambda row: row.source),
+            ("type", pa.string(), lambda row: row.type),
+            ("time", _MS, lambda row: parse_time(row.time)),
+            ("customer", pa.string(), lambda row: row.data.customer),
+            ("product", pa.string(), lambda row: row.data.product),
+            ("from_state", pa.string(), lambda row: row.data.from_state),
+            ("to_state", pa.string(), lambda row: row.data.to_state),
+            ("level", pa.int64(), lambda row: row.data.level),
+            ("limit", pa.int64(), lambda row: row.data.limit),
+            ("hard_limit", pa.int64(), lambda row: row.data.hard_limit),
+            ("overage", pa.int64(), lambda row: row.data.overage),
+            ("cause_source", pa.string(), lambda row: row.data.cause.source),
+            ("cause_id", pa.string(), lambda row: row.data.cause.id),
+            ("cause_type", pa.string(), lambda row: row.data.cause.type),
+            ("entered_at", _MS, lambda row: parse_time(row.data.entered_at) if row.data.entered_at else None),
+            ("duration_seconds", pa.decimal128(18, 3), lambda row: _milliseconds_exact(row.data.duration_seconds)),
+            ("peak", pa.int64(), lambda row: row.data.peak),
+            ("peak_overage", pa.int64(), lambda row: row.data.peak_overage),
+        ],
+    )
+
+
+def _table(rows: Iterable[Any], columns: Sequence[tuple[str, pa.DataType, Callable[[Any], Any]]]) -> pa.Table:
+    rows = list(rows)
+    return pa.table({name: pa.array([value(row) for row in rows], type) for name, type, value in columns})
+
+
+def _milliseconds_exact(seconds: float | None) -> Decimal | None:
+    return None if seconds is None else Decimal(f"{seconds:.3f}")
+
+
+class Sink:
+    """Stores what the worker sends.
+
+    brokers: host:port, comma separated.
+    topic_prefix: what the deployment puts before the catalogue's topic names.
+    client_factory: opens a ClickHouse client. It is called in the sink's own thread, again after each failed insert.
+    group: the consumer group whose offsets say what is stored.
+    flush_seconds, flush_rows: a batch is stored when its first record has waited this long, or when it has this many
+        rows. Below some 10,000 rows or one second per insert, ClickHouse spends most of its time on parts, not rows.
+    alone: no other sink runs. It takes all partitions at once then; a group first waits, on some brokers for seconds,
+        for others to join.
+    """
+
+    def __init__(
+        self,
+        *,
+        brokers: str,
+        client_factory: Callable[[], Client],
+        topic_prefix: str = "",
+        group: str = "seatmark-sink",
+        flush_seconds: float = 1.0,
+        flush_rows: int = 100_000,
+        alone: bool = False,
+    ) -> None:
+        self._brokers = brokers
+        self._topics = {topic_prefix + topic: topic for topic in (ACTIVITY, DAYS, ALERTS)}
+        self._group = topic_prefix + group
+        self._flush_seconds = flush_seconds
+        self._flush_rows = flush_rows
+        self._alone = alone
+        self._writer = _Writer(client_factory)
+        self._stored: dict[tuple[str, int], int] = {}
+        self._more_stored = asyncio.Condition()
+
+    @property
+    def stored(self) -> Mapping[tuple[str, int], int]:
+        """Per topic and partition: everything before this offset is in ClickHouse. Without those not read yet."""
+        return dict(self._stored)
+
+    async def wait_until_stored(self, ends: Mapping[tuple[str, int], int]) -> None:
+        """Wait until everything before these end offsets, per topic and partition, is stored. `run` must be running."""
+        async with self._more_stored:
+            await self._more_stored.wait_for(
+                lambda: all(end == 0 or self._stored.get(place, 0) >= end for place, end in ends.items())
+            )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Store records until `stop` is set; what is gathered by then is still stored, if ClickHouse answers.
+
+        Raises SinkStopped: a record cannot be read, or ClickHouse refuses rows for a reason that waiting does not mend.
+        Raises aiokafka.errors.KafkaError: the brokers cannot be reached at the start, or refuse.
+        """
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._brokers,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            # While ClickHouse is away nothing is polled for as long as it takes; that is no reason to take the
+            # partitions from this sink and give them to one that has the same trouble.
+            max_poll_interval_ms=2**31 - 1,
+            # Some brokers look for new records only when this time is over.
+            fetch_max_wait_ms=min(500, max(10, int(self._flush_seconds * 1000))),
+        )
+        await consumer.start()
+        try:
+            if self._alone:
+                consumer.assign(await self._all_partitions(consumer))
+            else:
+                consumer.subscribe(list(self._topics))
+            while not stop.is_set():
+                await self._note_what_was_stored_before(consumer)
+                batch, unreadable = await self._gather(consumer, stop)
+                if batch.next_offsets and await self._store(batch, stop):
+                    await self._commit(consumer, batch)
+                if unreadable is not None:
+                    raise unreadable
+        finally:
+            await consumer.stop()
+            await self._writer.close()
+
+    async def _all_partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+        missing = set(self._topics) - await consumer.topics()
+        if missing:
+            raise SinkStopped(f"there is no topic {', '.join(sorted(missing))}: create Seatmark's topics first")
+        return [
+            TopicPartition(topic, partition) for topic in self._topics for partition in consumer.partitions_for_topic(topic)
+        ]
+
+    async def _gather(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> tuple[Batch, SinkStopped | None]:
+        """Records until there are enough rows, the first has waited long enough, or the sink has to stop.
+
+        An unreadable record ends the batch: what came before it in its partition is in it and can be stored.
+        """
+        batch = Batch()
+        flush_at: float | None = None
+        while batch.rows < self._flush_rows and batch.size < _FLUSH_BYTES:
+            waiting = _IDLE_POLL_SECONDS if flush_at is None else flush_at - time.monotonic()
+            if waiting <= 0:
+                break
+            try:
+                for record in await self._poll(consumer, waiting, stop):
+                    batch.add(record, self._topics[record.topic])
+            except SinkStopped as unreadable:
+                return batch, unreadable
+            if stop.is_set() or not batch.next_offsets:
+                break
+            if flush_at is None:
+                flush_at = time.monotonic() + self._flush_seconds
+        return batch, None
+
+    @staticmethod
+    async def _poll(consumer: AIOKafkaConsumer, seconds: float, stop: asyncio.Event) -> Iterator[ConsumerRecord]:
+        """The next records, each partition's in order; none if none come in that time or the sink has to stop."""
+        milliseconds = int(seconds * 1000) + 1
+        polled = asyncio.ensure_future(consumer.getmany(timeout_ms=milliseconds, max_records=_POLL_RECORDS))
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({polled, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            by_partition = polled.result() if polled.done() else {}
+        finally:
+            polled.cancel()
+            stopped.cancel()
+        return (record for records in by_partition.values() for record in records)
+
+    async def _store(self, batch: Batch, stop: asyncio.Event) -> bool:
+        """Insert a batch, however long ClickHouse is away. False if the sink has to stop before that is done."""
+        try:
+            inserts = batch.inserts()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise SinkStopped(f"{_places(batch)} cannot be stored ({error!r})") from error
+        for insert in inserts:
+            delay = _FIRST_RETRY_SECONDS
+            while True:
+                try:
+                    await self._writer.write(insert)
+                    break
+                except Exception as error:
+                    if isinstance(error, ProgrammingError) or getattr(error, "code", None) in _NOT_MENDED_BY_WAITING:
+                        raise SinkStopped(f"{_places(batch)} cannot be stored in the table {insert.table}: {error}") from error
+                    # Everything else, whatever a client or the client factory calls it: ClickHouse is away or busy.
+                    metrics.SINK_INSERT_FAILURES.inc()
+                    logger.warning("insert into %s failed, next attempt in %.1f s: %s", insert.table, delay, error)
+                if await _set_within(stop, delay):
+                    return False
+                delay = min(delay * 2, _LAST_RETRY_SECONDS)
+        metrics.SINK_BATCHES.inc()
+        if batch.oldest is not None:
+            metrics.SINK_FRESHNESS_SECONDS.observe(max(0.0, time.time() - batch.oldest / 1000))
+        return True
+
+    async def _commit(self, consumer: AIOKafkaConsumer, batch: Batch) -> None:
+        """Commit what is stored. A partition that another sink has taken over meanwhile is read again there."""
+        assigned = consumer.assignment()
+        ours = {place: offset for place, offset in batch.next_offsets.items() if place in assigned}
+        try:
+            if ours:
+                await consumer.commit(ours)
+        except (CommitFailedError, IllegalStateError) as error:
+            logger.warning("offsets are not committed, the records will be stored again: %s", error)
+        await self._note_stored(batch.next_offsets)
+
+    async def _note_what_was_stored_before(self, consumer: AIOKafkaConsumer) -> None:
+        """Of partitions that are new to this sink: the committed offset is what earlier ones have stored."""
+        for place in consumer.assignment():
+            if (place.topic, place.partition) not in self._stored:
+                committed = await consumer.committed(place)
+                if committed is None:
+                    # Nothing is stored of it, nor of what the topic has dropped already.
+                    committed = (await consumer.beginning_offsets([place]))[place]
+                await self._note_stored({place: committed})
+
+    async def _note_stored(self, offsets: Mapping[TopicPartition, int]) -> None:
+        async with self._more_stored:
+            for place, offset in offsets.items():
+                key = (place.topic, place.partition)
+                self._stored[key] = max(offset, self._stored.get(key, 0))
+            self._more_stored.notify_all()
+
+
+class _Writer:
+    """One ClickHouse client in a thread of its own, for its calls block."""
+
+    def __init__(self, client_factory: Callable[[], Client]) -> None:
+        self._client_factory = client_factory
+        self._client: Client | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="seatmark-sink")
+
+    async def write(self, insert: Insert) -> None:
+        """Insert; done once ClickHouse has acknowledged. Raises what the client raises: it is then opened anew."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, insert)
+
+    async def close(self) -> None:
+        """Close the client and end the thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._drop_client)
+        self._thread.shutdown()
+
+    def _write(self, insert: Insert) -> None:
+        started = time.perf_counter()
+        try:
+            if self._client is None:
+                self._client = self._client_factory()
+            settings = dict(_INSERT_SETTINGS)
+            if insert.token is not None:
+                settings["insert_deduplication_token"] = insert.token
+            self._client.insert_arrow(insert.table, insert.rows, settings=settings)
+        except Exception:
+            self._drop_client()
+            raise
+        metrics.SINK_INSERT_SECONDS.labels(insert.table).observe(time.perf_counter() - started)
+        metrics.SINK_ROWS.labels(insert.table).inc(insert.rows.num_rows)
+
+    def _drop_client(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+def _places(batch: Batch) -> str:
+    return ", ".join(f"{place.topic}[{place.partition}] up to offset {end - 1}" for place, end in batch.next_offsets.items())
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,5 @@
+"""`python -m seatmark`."""
+
+from seatmark.cli import main
+
+main()

@@ -1,0 +1,236 @@
+"""The command line: `seatmark`. The parts for production, and `seatmark up`, which runs them all on one machine."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from aiokafka.errors import KafkaError
+from clickhouse_migrations.exceptions import MigrationException
+from prometheus_client import start_http_server
+from views.web.app import create_app, serve
+
+from connectors.flexnet import NoDateError
+from processors.agents import ChunkFailed
+from processors.app import WorkerConfig, run_worker
+from processors.codec import UnreadableState
+from processors.incarnation import IncarnationUnknown
+from processors.sink import Sink, SinkStopped
+from processors.state import StateRefused
+from seatmark import demo, events, reports
+from seatmark.console import configure_logging, progress, say, until_signalled
+from seatmark.embedded import Stack, StackFailed, StackPlan
+from seatmark.produce import NotStored
+from seatmark.rebuild import rebuild_state
+from seatmark.reports import ApiFailed
+from seatmark.settings import Settings, SettingsWrong, load_settings
+from seatmark.tansu import BrokerUnavailable
+from seatmark.topics import TopicsWrong, ensure_topics
+from views.migrate import TimezoneChanged, migrate
+from views.store import Store, StoreUnavailable, connect
+
+app = typer.Typer(
+    help="Seatmark: the activity log of software entitlements. Who uses how many seats, who hits the limit, and who lives in "
+    "overdraft.\n\nStart with [bold]seatmark up[/bold]: everything on this machine. Settings come from SEATMARK_* variables; "
+    "the README lists them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+PARTS = "The parts, for production"
+app.command("produce", rich_help_panel="Events in")(events.produce)
+app.command("terms", rich_help_panel="Events in")(events.terms)
+app.add_typer(events.importers, name="import", rich_help_panel="Events in")
+app.command("usage", rich_help_panel="Numbers out")(reports.usage)
+app.command("overdrafts", rich_help_panel="Numbers out")(reports.overdrafts)
+
+# What goes wrong outside of this program: told in one message, without a traceback.
+EXPECTED_ERRORS = (
+    ApiFailed, BrokerUnavailable, ChunkFailed, IncarnationUnknown, KafkaError, MigrationException, NoDateError, NotStored,
+    SinkStopped, StackFailed, StateRefused, StoreUnavailable, TimezoneChanged, TopicsWrong, UnreadableState,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 used or set up wrongly."""
+    try:
+        app()
+    except SettingsWrong as error:
+        say(f"seatmark: {error}")
+        sys.exit(2)
+    except EXPECTED_ERRORS as error:
+        say(f"seatmark: {error or type(error).__name__}")
+        sys.exit(1)
+
+
+@app.command(rich_help_panel="Everything on this machine")
+def up(
+    data_dir: Annotated[Path, typer.Option(help="where the data lives; made if it is not there")] = Path("seatmark-data"),
+    port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
+    broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+) -> None:
+    """Run the whole stack on this machine: broker, worker, sink, ClickHouse and web. Ctrl-C stops it.
+
+    It listens on 127.0.0.1 only. Stopped and started again with the same data directory it still has everything.
+    """
+    settings = load_settings()
+    configure_logging("WARNING")
+    plan = StackPlan(data_dir, port, broker_port, settings.partitions)
+    run_until_stopped(lambda stop: _up(plan, stop))
+
+
+async def _up(plan: StackPlan, stop: asyncio.Event) -> None:
+    say(f"starting on {plan.data_dir} ...")
+    async with Stack(plan, say) as stack:
+        say(f"Seatmark is up. API: {plan.url}/docs   broker: {plan.brokers}   data: {plan.data_dir}   Ctrl-C stops it.")
+        await stack.run(stop)
+        say("stopping: storing what the broker still holds ...")
+    say("stopped.")
+
+
+def run_until_stopped(run: Callable[[asyncio.Event], Any]) -> None:
+    """Run an async function that is given the event which Ctrl-C and SIGTERM set."""
+
+    async def with_stop() -> None:
+        stop = asyncio.Event()
+        await until_signalled(run(stop), stop)
+
+    asyncio.run(with_stop())
+
+
+@app.command("demo", rich_help_panel="Everything on this machine")
+def demo_command(
+    port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
+    broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+) -> None:
+    """Run the stack with 30 days of a made-up vendor, and show what it says.
+
+    On a terminal it keeps serving until Ctrl-C; else it ends. The data is made anew each time, in a directory of its own.
+    """
+    settings = load_settings()
+    configure_logging("WARNING")
+    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, stop))
+
+
+@app.command(rich_help_panel=PARTS)
+def worker() -> None:
+    """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
+    settings = _start()
+    run_until_stopped(lambda stop: run_worker(worker_config(settings), stop))
+
+
+@app.command(rich_help_panel=PARTS)
+def sink() -> None:
+    """Store what the worker sends in ClickHouse."""
+    settings = _start()
+    run_until_stopped(lambda stop: make_sink(settings).run(stop))
+
+
+@app.command(rich_help_panel=PARTS)
+def web() -> None:
+    """Serve the API. It has no sign-in yet: keep it on 127.0.0.1, or behind a proxy that has one."""
+    settings = _start(metrics_port=0)
+    store = Store(settings.clickhouse_dsn.get_secret_value())
+    run_until_stopped(lambda stop: serve(create_app(store), settings.web_host, settings.web_port, stop))
+
+
+@app.command(hidden=True)
+def store() -> None:
+    """Sink and web in one process, as the embedded ClickHouse needs it."""
+    settings = _start(metrics_port=0)
+
+    async def both(stop: asyncio.Event) -> None:
+        web_app = create_app(Store(settings.clickhouse_dsn.get_secret_value()))
+        parts = [
+            asyncio.ensure_future(make_sink(settings).run(stop)),
+            asyncio.ensure_future(serve(web_app, settings.web_host, settings.web_port, stop)),
+        ]
+        # One that ends, ends the other: the supervisor starts both again.
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        await asyncio.gather(*parts)
+
+    run_until_stopped(both)
+
+
+@app.command(hidden=True)
+def prepare() -> None:
+    """What an embedded stack needs before it starts: its tables, and the worker's state."""
+    settings = _start(metrics_port=0)
+    dsn = settings.clickhouse_dsn.get_secret_value()
+    migrate(dsn, settings.timezone)
+    with progress() as bar:
+        task = bar.add_task("replaying the raw log")
+        rows = asyncio.run(
+            rebuild_state(
+                connect(dsn),
+                brokers=settings.brokers,
+                topic_prefix=settings.topic_prefix,
+                partitions=settings.partitions,
+                timezone=settings.timezone,
+                late_after_ms=settings.late_after,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        )
+    if rows:
+        say(f"replaying {rows:,} events of the raw log: done")
+
+
+@app.command("migrate", rich_help_panel=PARTS)
+def migrate_command() -> None:
+    """Bring ClickHouse's tables and views up to date. Safe to run again."""
+    settings = _start(metrics_port=0)
+    migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
+    say("the tables are up to date")
+
+
+@app.command(rich_help_panel=PARTS)
+def topics() -> None:
+    """Create the topics that are missing; check the others against the catalogue (schemas/topics.yaml)."""
+    settings = _start(metrics_port=0)
+    results = asyncio.run(
+        ensure_topics(
+            settings.brokers,
+            prefix=settings.topic_prefix,
+            partitions=settings.partitions,
+            replication=settings.replication,
+        )
+    )
+    for result in results:
+        say(f"{result.name}: {'created' if result.created else 'as it should be'}, {result.partitions} partitions")
+
+
+def _start(metrics_port: int | None = None) -> Settings:
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    port = settings.metrics_port if metrics_port is None else metrics_port
+    if port:
+        start_http_server(port)
+    return settings
+
+
+def worker_config(settings: Settings) -> WorkerConfig:
+    """What the worker needs of the settings."""
+    return WorkerConfig(
+        brokers=settings.brokers,
+        topic_prefix=settings.topic_prefix,
+        partitions=settings.partitions,
+        timezone=settings.timezone,
+        late_after_ms=settings.late_after,
+        session_timeout_ms=settings.session_timeout,
+        rebalance_timeout_ms=settings.rebalance_timeout,
+    )
+
+
+def make_sink(settings: Settings) -> Sink:
+    """A sink as the settings say."""
+    dsn = settings.clickhouse_dsn.get_secret_value()
+    return Sink(
+        brokers=settings.brokers,
+        topic_prefix=settings.topic_prefix,
+        client_factory=lambda: connect(dsn),
+        flush_seconds=settings.flush_interval / 1000,
+    )

@@ -1,0 +1,163 @@
+"""Sends entitlement events to the topic, and waits until they can be read."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from processors.agents import Topics
+from processors.app import worker_group
+from schemas.events import Refused, decode
+
+_IN_FLIGHT = 5_000
+_POLL_SECONDS = 0.1
+
+
+def sink_group(topic_prefix: str) -> str:
+    """The sinks' consumer group."""
+    return f"{topic_prefix}seatmark-sink"
+
+
+class NotStored(Exception):
+    """Events were sent, but worker or sink did not get through them in time."""
+
+
+@dataclass
+class Produced:
+    """What was sent. refused: (line number, what was wrong with it). ends: by partition, the offset after the last event."""
+
+    sent: int = 0
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
+
+
+async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on_progress: Callable[[int], None]) -> Produced:
+    """Send one CloudEvent a line, keyed by its subject; lines that are no valid event are reported, not sent.
+
+    on_progress(lines): called now and then with the number of lines read.
+    Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
+    """
+    topic = Topics(prefix).events
+    produced = Produced()
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=5, compression_type="lz4",
+                                max_request_size=2 * 1024 * 1024)  # fmt: skip
+    await producer.start()
+    try:
+        pending: list[asyncio.Future[object]] = []
+        number = 0
+        for number, line in enumerate(lines, start=1):
+            value = line.strip()
+            if not value:
+                continue
+            try:
+                key = _checked_key(value)
+            except Refused as refused:
+                produced.refused.append((number, str(refused)))
+                continue
+            pending.append(await producer.send(topic, key=key, value=value))
+            if len(pending) >= _IN_FLIGHT:
+                await _collect(pending, produced)
+                on_progress(number)
+        await producer.flush()
+        await _collect(pending, produced)
+        on_progress(number)
+    finally:
+        await producer.stop()
+    return produced
+
+
+def _checked_key(value: bytes) -> bytes:
+    """The key of a valid event: its subject. Raises Refused as the worker would."""
+    event = decode(value, key="any", appended_at=int(time.time() * 1000))
+    return event.entitlement.encode()
+
+
+async def _collect(pending: list[asyncio.Future[object]], produced: Produced) -> None:
+    for metadata in await asyncio.gather(*pending):
+        partition, offset = metadata.partition, metadata.offset  # type: ignore[attr-defined]
+        produced.ends[partition] = max(produced.ends.get(partition, 0), offset + 1)
+    produced.sent += len(pending)
+    pending.clear()
+
+
+async def wait_until_stored(
+    ends: dict[int, int], *, brokers: str, prefix: str, timeout: float, on_progress: Callable[[int], None]
+) -> None:
+    """Wait until the worker has applied the events up to `ends`, and the sink has stored what came of them.
+
+    ends: by partition of `entitlement-events`, the offset after the last event.
+    timeout: seconds without any progress after which to give up.
+    on_progress(left): called with the number of events that the worker has still to apply.
+    Raises NotStored: nothing moved for that long; says which of the two.
+    """
+    topics = Topics(prefix)
+    async with _admin(brokers) as admin:
+        targets = {TopicPartition(topics.events, partition): end for partition, end in ends.items()}
+        await _wait_for_group(admin, worker_group(prefix), targets, timeout, "worker", on_progress)
+        outputs = [
+            TopicPartition(topic, partition) for topic in (topics.activity, topics.days, topics.alerts) for partition in ends
+        ]
+        stored = await _end_offsets(brokers, outputs)
+        await _wait_for_group(admin, sink_group(prefix), stored, timeout, "sink", lambda left: None)
+
+
+async def event_ends(brokers: str, prefix: str, partitions: int) -> dict[int, int]:
+    """By partition of `entitlement-events`, the offset after the last event, of those that have any."""
+    places = [TopicPartition(Topics(prefix).events, partition) for partition in range(partitions)]
+    return {place.partition: end for place, end in (await _end_offsets(brokers, places)).items() if end}
+
+
+async def group_is_stable(brokers: str, group: str) -> bool:
+    """Whether the members of a consumer group have their partitions."""
+    async with _admin(brokers) as admin:
+        [response] = await admin.describe_consumer_groups([group])
+        return all(code == 0 and state == "Stable" for code, _, state, *_ in response.groups)
+
+
+async def _end_offsets(brokers: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=brokers)
+    await consumer.start()
+    try:
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(places)
+        return ends
+    finally:
+        await consumer.stop()
+
+
+async def _wait_for_group(
+    admin: AIOKafkaAdminClient,
+    group: str,
+    targets: dict[TopicPartition, int],
+    timeout: float,
+    role: str,
+    on_progress: Callable[[int], None],
+) -> None:
+    last_left, moved_at = -1, time.monotonic()
+    while True:
+        committed = await admin.list_consumer_group_offsets(group, partitions=list(targets))
+        left = sum(max(0, end - max(0, committed[tp].offset)) for tp, end in targets.items())
+        on_progress(left)
+        if not left:
+            return
+        if left != last_left:
+            last_left, moved_at = left, time.monotonic()
+        elif time.monotonic() - moved_at > timeout:
+            raise NotStored(
+                f"the {role} has not moved for {timeout:.0f} s, with {left} records to go: is it running? "
+                "The events are safe in the topic and will be applied when it is"
+            )
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+@asynccontextmanager
+async def _admin(brokers: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()

@@ -1,0 +1,99 @@
+"""Commands that read through the web API: `usage`, `overdrafts`."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx
+import typer
+
+from seatmark.console import Format, print_csv, print_json, print_rows
+from seatmark.settings import load_settings
+
+_SECONDS = 60.0
+
+FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json or csv for programs")]
+
+
+class ApiFailed(Exception):
+    """The web API cannot be reached, or refuses; the message says what it said."""
+
+
+def usage(
+    entitlement: Annotated[str, typer.Argument(help="the entitlement's id")],
+    element: Annotated[str | None, typer.Option(help="`seats`, or a feature; default: seats, else the only one")] = None,
+    days: Annotated[int, typer.Option(help="how many days, the last one included")] = 30,
+    to: Annotated[str | None, typer.Option(metavar="DAY", help="the last day, such as 2026-01-31; default: today")] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """How an entitlement was used: least and greatest level, and the limits, of each day."""
+    asked = {"element": element, "days": days, "to": to}
+    path = f"/api/v1/entitlements/{quote(entitlement, safe='')}/usage"
+    document = get(load_settings().url, path, {name: value for name, value in asked.items() if value is not None})
+    if format is Format.json:
+        print_json(document)
+    elif format is Format.csv:
+        print_csv(document["days"])
+    else:
+        print_usage(document)
+
+
+def print_usage(document: dict[str, Any]) -> None:
+    """The table of `usage` for people."""
+    rows = [
+        {**day, "overdraft": _duration(day["overdraft_seconds"]), "limit": _limit(day, "limit"),
+         "hard_limit": _limit(day, "hard_limit")}
+        for day in document["days"]
+    ]  # fmt: skip
+    columns = {
+        "day": "day", "min": "min", "max": "max", "closing": "closing", "limit": "limit", "hard_limit": "hard limit",
+        "overdraft": "in overdraft", "activations": "activations", "denials": "denials", "state": "state",
+    }  # fmt: skip
+    print_rows(rows, columns, title=f"{document['entitlement']}, {document['element']} ({document['timezone']})")
+
+
+def overdrafts(format: FormatOption = Format.table) -> None:
+    """Who is above the limit now, and by how much."""
+    document = get(load_settings().url, "/api/v1/overdrafts", {})
+    if format is Format.json:
+        print_json(document)
+    elif format is Format.csv:
+        print_csv(document["overdrafts"])
+    else:
+        print_overdrafts(document)
+
+
+def print_overdrafts(document: dict[str, Any]) -> None:
+    """The table of `overdrafts` for people."""
+    columns = {
+        "customer": "customer", "product": "product", "entitlement": "entitlement", "element": "element", "level": "level",
+        "limit": "limit", "hard_limit": "hard limit", "state": "state", "since": "since",
+    }  # fmt: skip
+    print_rows(document["overdrafts"], columns, title="In overdraft now")
+
+
+def get(url: str, path: str, parameters: dict[str, Any]) -> Any:
+    """The JSON document at a path of the web API. Raises ApiFailed."""
+    try:
+        response = httpx.get(url + path, params=parameters, timeout=_SECONDS)
+    except httpx.TransportError as error:
+        raise ApiFailed(f"no answer from {url} ({error}): is Seatmark up? SEATMARK_URL says where it is") from error
+    if response.is_success:
+        return response.json()
+    try:
+        problem = response.json()
+        raise ApiFailed(problem.get("detail") or problem["title"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ApiFailed(f"{url} answered with {response.status_code}: is that Seatmark?") from error
+
+
+def _limit(day: dict[str, Any], field: str) -> Any:
+    if day[field] is None:
+        return "unlimited" if day["terms_known"] else None
+    return day[field]
+
+
+def _duration(seconds: float) -> str | None:
+    if not seconds:
+        return None
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes else "< 1 min"
