@@ -27,7 +27,7 @@ class Format(StrEnum):
 
 def say(text: str) -> None:
     """A line for the person at the terminal."""
-    stderr.print(text, highlight=False, markup=False)
+    stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def progress() -> Progress:
@@ -84,7 +84,7 @@ def configure_logging(level: str) -> None:
     """Logs to stderr. Faust and aiokafka tell their inner life at INFO: only their warnings are of use here."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if level != "DEBUG":
-        for name in ("aiokafka", "faust", "mode", "processors.batching", "httpx", "clickhouse_connect"):
+        for name in ("aiokafka", "faust", "mode", "processors.batching", "httpx", "clickhouse_connect", "clickhouse_migrations"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from processors.agents import Topics
 from processors.app import worker_group
@@ -95,14 +96,27 @@ async def wait_until_stored(
     Raises NotStored: nothing moved for that long; says which of the two.
     """
     topics = Topics(prefix)
+    await worker_applied(ends, brokers=brokers, prefix=prefix, seconds=timeout, on_progress=on_progress)
     async with _admin(brokers) as admin:
-        targets = {TopicPartition(topics.events, partition): end for partition, end in ends.items()}
-        await _wait_for_group(admin, worker_group(prefix), targets, timeout, "worker", on_progress)
         outputs = [
             TopicPartition(topic, partition) for topic in (topics.activity, topics.days, topics.alerts) for partition in ends
         ]
         stored = await _end_offsets(brokers, outputs)
         await _wait_for_group(admin, sink_group(prefix), stored, timeout, "sink", lambda left: None)
+
+
+async def worker_applied(
+    ends: dict[int, int],
+    *,
+    brokers: str,
+    prefix: str,
+    seconds: float,
+    on_progress: Callable[[int], None] = lambda left: None,
+) -> None:
+    """Wait until the worker has applied the events up to `ends`; see `wait_until_stored`."""
+    targets = {TopicPartition(Topics(prefix).events, partition): end for partition, end in ends.items()}
+    async with _admin(brokers) as admin:
+        await _wait_for_group(admin, worker_group(prefix), targets, seconds, "worker", on_progress)
 
 
 async def event_ends(brokers: str, prefix: str, partitions: int) -> dict[int, int]:
@@ -114,7 +128,12 @@ async def event_ends(brokers: str, prefix: str, partitions: int) -> dict[int, in
 async def group_is_stable(brokers: str, group: str) -> bool:
     """Whether the members of a consumer group have their partitions."""
     async with _admin(brokers) as admin:
-        [response] = await admin.describe_consumer_groups([group])
+        try:
+            [response] = await admin.describe_consumer_groups([group])
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return False
         return all(code == 0 and state == "Stable" for code, _, state, *_ in response.groups)
 
 
@@ -138,8 +157,8 @@ async def _wait_for_group(
 ) -> None:
     last_left, moved_at = -1, time.monotonic()
     while True:
-        committed = await admin.list_consumer_group_offsets(group, partitions=list(targets))
-        left = sum(max(0, end - max(0, committed[tp].offset)) for tp, end in targets.items())
+        committed = await _committed(admin, group, list(targets))
+        left = sum(max(0, end - committed.get(tp, 0)) for tp, end in targets.items())
         on_progress(left)
         if not left:
             return
@@ -151,6 +170,19 @@ async def _wait_for_group(
                 "The events are safe in the topic and will be applied when it is"
             )
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _committed(
+    admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """A group's offsets; nothing while the brokers are still making room for their first groups."""
+    try:
+        offsets = await admin.list_consumer_group_offsets(group, partitions=places)
+    except KafkaError as error:
+        if not error.retriable:
+            raise
+        return {}
+    return {place: max(0, found.offset) for place, found in offsets.items()}
 
 
 @asynccontextmanager

@@ -1,1 +1,1 @@
-"""The web application."""
+"""The web application: JSON answers from the store, health, metrics."""

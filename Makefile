@@ -1,0 +1,34 @@
+# The front door. Needs Python 3.11+ and make; everything else is set up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench kafka clean
+
+demo: .venv/installed  ## 30 days of a made-up vendor through the whole stack on this machine
+	@$(BIN)/seatmark demo
+
+test: .venv/installed  ## all tests; those that need a real Kafka need Java 17 and mvn, and are skipped without
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/installed  ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed  ## events per second beside a bare client loop and an idiomatic Faust agent; prints JSON
+	@$(BIN)/python -m benchmarks.throughput
+
+kafka: .venv/installed  ## a real Apache Kafka in the foreground
+	@deploy/kafka/start
+
+clean:
+	rm -rf .venv .cache
+
+# constraints.txt pins every version, so that an install next year is this one.
+.venv/installed: pyproject.toml constraints.txt
+	@echo "setting up .venv ..." >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Seatmark needs Python 3.11 or newer; set PYTHON to one")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@touch $@

@@ -1,0 +1,69 @@
+"""Fixtures with ClickHouse databases: in this process, and over HTTP; a plugin that ``tests/conftest.py`` names.
+
+A process can have one engine, so all databases of a session are in one directory, whichever way they are reached.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from tests.chdb_http import ChdbHttp
+from views.migrate import migrate
+from views.store import connect
+
+
+@pytest.fixture(scope="session")
+def chdb_http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChdbHttp]:
+    """The engine, with its HTTP front. The front's user has a password."""
+    with ChdbHttp(tmp_path_factory.mktemp("clickhouse"), user="seatmark", password="p@ss'word") as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["chdb", "http"])
+def new_database(request: pytest.FixtureRequest, chdb_http: ChdbHttp) -> Callable[[], str]:
+    """Gives the DSN of a database that does not exist yet. Tests that ask run in process and over HTTP."""
+
+    def dsn() -> str:
+        database = f"test_{uuid.uuid4().hex}"
+        return chdb_http.dsn(database) if request.param == "http" else f"chdb://{chdb_http.path}?database={database}"
+
+    return dsn
+
+
+@pytest.fixture(scope="session")
+def database_in(new_database: Callable[[], str]) -> Callable[[str], str]:
+    """Gives the DSN of a migrated database with a reporting time zone: one for the session, so use entitlements of your own."""
+    made: dict[str, str] = {}
+
+    def dsn(timezone: str) -> str:
+        if timezone not in made:
+            fresh = new_database()
+            migrate(fresh, timezone)
+            made[timezone] = fresh
+        return made[timezone]
+
+    return dsn
+
+
+@pytest.fixture(scope="session")
+def database(database_in: Callable[[str], str]) -> str:
+    """The DSN of a migrated database, in UTC."""
+    return database_in("UTC")
+
+
+@pytest.fixture
+def client(database: str) -> Iterator[Client]:
+    """A client of `database`."""
+    opened = connect(database)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def entitlement() -> str:
+    """The id of an entitlement that no other test has; not a tidy one."""
+    return f"ent/{uuid.uuid4().hex} 'x\\'"

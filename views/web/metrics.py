@@ -1,0 +1,8 @@
+"""The web's metrics. Seconds; the route is a pattern, so no entitlement is a label."""
+
+from prometheus_client import Counter, Histogram
+
+# Requests by route pattern and status. Statuses of 500 and above are ours to explain.
+REQUESTS = Counter("seatmark_http_requests_total", "HTTP requests answered", ["route", "status"])
+# From a request's arrival to its answer's last byte.
+REQUEST_SECONDS = Histogram("seatmark_http_request_seconds", "Seconds per HTTP request", ["route"])

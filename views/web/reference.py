@@ -1,0 +1,81 @@
+"""The API's reference as one HTML page, made of the OpenAPI document: no script, nothing to fetch from elsewhere."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.3rem .6rem;text-align:left;"
+    "vertical-align:top}code{font-family:ui-monospace,monospace}"
+)
+
+
+def reference_page(schema: dict[str, Any]) -> str:
+    """The page. schema: an OpenAPI 3.1 document."""
+    info = schema["info"]
+    about = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in info["description"].split("\n\n"))
+    operations = "".join(
+        _operation(method, path, operation)
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    )
+    models = "".join(_model(name, model) for name, model in schema["components"]["schemas"].items())
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(info['title'])} API</h1>{about}"
+        '<p>For programs: <a href="openapi.json">openapi.json</a></p>'
+        f"<h2>Requests</h2>{operations}<h2>Answers</h2>{models}</body></html>"
+    )
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    parameters = [
+        (parameter["name"], _type(parameter["schema"]), parameter.get("description", ""))
+        for parameter in operation.get("parameters", [])
+    ]
+    answers = [
+        (status, ", ".join(_type(content["schema"]) for content in answer.get("content", {}).values()),
+         answer["description"])
+        for status, answer in operation["responses"].items()
+    ]  # fmt: skip
+    return (
+        f"<h3><code>{escape(method.upper())} {escape(path)}</code></h3><p>{escape(operation['description'])}</p>"
+        + _table(("parameter", "type", ""), parameters)
+        + _table(("status", "answer", ""), answers)
+    )
+
+
+def _model(name: str, model: dict[str, Any]) -> str:
+    fields = [
+        (field, _type(schema), schema.get("description", "")) for field, schema in model.get("properties", {}).items()
+    ]
+    return (
+        f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(model.get("description", ""))}</p>'
+        + _table(("field", "type", ""), fields)
+    )
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """What a JSON Schema allows, in a few words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[-1]
+    if "anyOf" in schema:
+        return " or ".join(_type(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'])}"
+    return str(schema.get("format") or schema.get("type", "any"))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
