@@ -93,6 +93,8 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
         resume = {tp: offset for tp in offsets if (offset := self.app.resume_offset(tp)) is not None}
         if resume:
             await self._thread.seek_wait(resume)
+            # A crash between state and commit leaves the committed offset behind; with nothing new to read it would stay so.
+            await self._commit(resume)
         return {**offsets, **resume}
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
@@ -124,6 +126,9 @@ class ChunkApp(faust.App):  # type: ignore[misc]
     def __init__(self, *args: Any, resume_offset: Callable[[TP], int | None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.resume_offset = resume_offset
+
+    def _create_directories(self) -> None:
+        """None: nothing is kept on disk."""
 
     def _new_transport(self) -> ChunkTransport:
         return ChunkTransport(self.conf.broker_consumer, self)

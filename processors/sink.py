@@ -60,7 +60,7 @@ _LAST_RETRY_SECONDS = 10.0
 # TYPE_MISMATCH, UNKNOWN_TABLE, CANNOT_CONVERT_TYPE, UNKNOWN_DATABASE, UNKNOWN_SETTING, ACCESS_DENIED.
 _NOT_MENDED_BY_WAITING = {8, 10, 16, 47, 53, 60, 70, 81, 115, 497}
 
-_INSERT_SETTINGS: dict[str, Any] = {
+INSERT_SETTINGS: dict[str, Any] = {
     # Acknowledged means stored, not queued: the offset is committed on the strength of it.
     "async_insert": 0,
     # A repeat that a table drops must still reach the views that missed it the first time.
@@ -332,8 +332,8 @@ class Sink:
             # Some brokers look for new records only when this time is over.
             fetch_max_wait_ms=min(500, max(10, int(self._flush_seconds * 1000))),
         )
-        await consumer.start()
         try:
+            await consumer.start()
             if self._alone:
                 consumer.assign(await self._all_partitions(consumer))
             else:
@@ -470,7 +470,7 @@ class _Writer:
         try:
             if self._client is None:
                 self._client = self._client_factory()
-            settings = dict(_INSERT_SETTINGS)
+            settings = dict(INSERT_SETTINGS)
             if insert.token is not None:
                 settings["insert_deduplication_token"] = insert.token
             self._client.insert_arrow(insert.table, insert.rows, settings=settings)

@@ -81,11 +81,17 @@ def _cell(value: Any) -> str:
 
 
 def configure_logging(level: str) -> None:
-    """Logs to stderr. Faust and aiokafka tell their inner life at INFO: only their warnings are of use here."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """Logs to stderr: ours at a level, of the libraries only warnings (all of them at DEBUG)."""
+    logging.basicConfig(
+        level="DEBUG" if level == "DEBUG" else "WARNING",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for package in ("processors", "seatmark", "views"):
+        logging.getLogger(package).setLevel(level)
     if level != "DEBUG":
-        for name in ("aiokafka", "faust", "mode", "processors.batching", "httpx", "clickhouse_connect", "clickhouse_migrations"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        # Faust's services log under the names of our subclasses.
+        logging.getLogger("processors.batching").setLevel("WARNING")
 
 
 async def until_signalled(run: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:

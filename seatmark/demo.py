@@ -32,6 +32,7 @@ class Contract:
     """What a made-up customer bought, and how they use it.
 
     people: who could use it. busy: of them, the share that does on a working day. weekend: the same for Saturday and Sunday.
+    hours: how long one use lasts on average. nights: whether they go on over night.
     """
 
     entitlement: str
@@ -43,14 +44,28 @@ class Contract:
     people: int
     busy: float
     weekend: float = 0.1
+    hours: float = 3.0
+    nights: bool = False
 
 
 CONTRACTS = [
     Contract("ent-1001", "Arkwright Engineering", "cad-pro", "seats", 40, {"type": "absolute", "value": 5}, 46, 0.72),
-    # Lives in overdraft: 24 people share 12 seats, every working day.
-    Contract("ent-1002", "Borealis Studios", "render-suite", "seats", 12, {"type": "percentage", "value": 50}, 24, 0.62, 0.55),
-    # Flaps around its limit all day long.
-    Contract("ent-1003", "Cobalt Labs", "sim-lab", "seats", 10, {"type": "absolute", "value": 3}, 15, 0.7, 0.05),
+    # Lives in overdraft: a render farm of 17 machines on 12 seats, day and night.
+    Contract(
+        "ent-1002",
+        "Borealis Studios",
+        "render-suite",
+        "seats",
+        12,
+        {"type": "percentage", "value": 50},
+        20,
+        0.9,
+        0.9,
+        9.0,
+        True,
+    ),
+    # Flaps around its limit all day long: short uses, and as many people as seats.
+    Contract("ent-1003", "Cobalt Labs", "sim-lab", "seats", 10, {"type": "absolute", "value": 3}, 19, 0.9, 0.05, 1.2),
     # Idle over weekends.
     Contract("ent-1004", "Dunmore College", "cad-edu", "seats", 120, {"type": "none"}, 110, 0.8, 0.0),
     Contract("ent-1005", "Elsinore Bank", "ledger-view", "seats", None, {"type": "none"}, 60, 0.5),
@@ -104,13 +119,17 @@ def _events_of(contract: Contract, first_day: int) -> Iterator[dict[str, Any]]:
         for person in range(contract.people):
             if chance.random() > share:
                 continue
-            start = day + int(chance.gauss(8.5, 1.2) * _HOUR)
-            for _ in range(chance.randint(1, 3)):
-                end = start + int(max(0.2, chance.gauss(3.0, 1.0)) * _HOUR)
-                who = _who(contract, person)
+            who = _who(contract, person)
+            start = day + int((chance.uniform(0, 4) if contract.nights else chance.gauss(8.5, 1.2)) * _HOUR)
+            # Gone for the day before the next begins, so that uses of one seat never overlap.
+            last = day + _DAY if contract.nights else day + 20 * _HOUR
+            while start < last:
+                end = min(start + int(max(0.2, chance.gauss(contract.hours, contract.hours / 3)) * _HOUR), last)
                 yield _event(contract, taken, start, who)
                 yield _event(contract, given_back, end, who)
                 start = end + int(chance.uniform(0.2, 1.0) * _HOUR)
+                if not contract.nights and chance.random() < 0.35:
+                    break
         for _ in range(chance.randint(0, 2) if contract.limit and contract.busy * contract.people > contract.limit else 0):
             yield _event(contract, denied, day + int(chance.gauss(11, 1) * _HOUR), _who(contract, contract.people))
 

@@ -77,9 +77,10 @@ class StackPlan:
             "CLICKHOUSE_DSN": f"chdb://{self.data_dir.absolute() / 'clickhouse'}",
             "WEB_HOST": "127.0.0.1",
             "WEB_PORT": str(self.port),
-            # On one machine nobody needs long to join, and a worker that was killed is soon replaced.
-            "SESSION_TIMEOUT": "6s",
-            "REBALANCE_TIMEOUT": "2s",
+            # The embedded broker lets the first member of a group wait half the session timeout, and one that comes back
+            # after a crash longer.
+            "SESSION_TIMEOUT": "3s",
+            "REBALANCE_TIMEOUT": "3s",
             "FLUSH_INTERVAL": "200ms",
         }
         return os.environ | {PREFIX + name: value for name, value in settings.items()}

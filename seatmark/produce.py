@@ -172,9 +172,7 @@ async def _wait_for_group(
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _committed(
-    admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]
-) -> dict[TopicPartition, int]:
+async def _committed(admin: AIOKafkaAdminClient, group: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
     """A group's offsets; nothing while the brokers are still making room for their first groups."""
     try:
         offsets = await admin.list_consumer_group_offsets(group, partitions=places)

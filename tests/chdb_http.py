@@ -66,9 +66,7 @@ class ChdbHttp:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._keeps_running.close()
@@ -94,9 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = address.get("query", "").encode()
         sql = query + b"\n" + body if query and body else query or body
         settings = {
-            name: value
-            for name, value in address.items()
-            if name not in _NOT_SETTINGS and not name.startswith("param_")
+            name: value for name, value in address.items() if name not in _NOT_SETTINGS and not name.startswith("param_")
         }
         parameters = {name[len("param_") :]: value for name, value in address.items() if name.startswith("param_")}
         connection = chdb.connect(self._engine.path)
@@ -108,9 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             if insert := _INSERT_WITH_DATA.match(sql):
                 result = _insert(connection, insert, sql[insert.end() :])
             else:
-                result = connection.query(
-                    sql.decode(), address.get("default_format", "TabSeparated"), **({"params": parameters} if parameters else {})
-                )
+                result_format = address.get("default_format", "TabSeparated")
+                result = connection.query(sql.decode(), result_format, params=parameters)
         except RuntimeError as error:
             found = _ERROR_CODE.search(str(error))
             self._fail(500, int(found[1]) if found else 0, str(error))

@@ -358,7 +358,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=CACHE / "data", help="directory, kept (default: %(default)s)")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also for SIGINT, which a shell makes background commands ignore.
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.default_int_handler)
     try:
         with KafkaCluster(options.brokers, options.data, options.port) as cluster:
             print(

@@ -33,9 +33,7 @@ class Place:
 
     def usage(self, last_day: str, days: int, at: str, element: str = "seats") -> dict[str, dict[str, Any]]:
         """The days, by date, as they stand at an instant ('2026-11-24 10:00:00.000', UTC)."""
-        rows = self._store.query(
-            "usage", entitlement=self._entitlement, element=element, last_day=last_day, days=days, at=at
-        )
+        rows = self._store.query("usage", entitlement=self._entitlement, element=element, last_day=last_day, days=days, at=at)
         assert [row["day"] for row in rows] == sorted(row["day"] for row in rows)
         return {row["day"]: row for row in rows}
 
@@ -110,9 +108,7 @@ def test_an_overdraft_goes_on_through_days_without_events(utc: Place, put: Put, 
     assert (day["overdraft_seconds"], day["peak_overage"], day["hard_limit"]) == (DAY, 3, None)
 
 
-@pytest.mark.parametrize(
-    ("closing_limit", "terms_known"), [(None, True), (None, False), (13, True), (14, True)]
-)
+@pytest.mark.parametrize(("closing_limit", "terms_known"), [(None, True), (None, False), (13, True), (14, True)])
 def test_at_the_limit_or_without_one_there_is_no_overdraft(
     utc: Place, put: Put, day_row: DayRows, closing_limit: int | None, terms_known: bool
 ) -> None:
@@ -138,7 +134,7 @@ def test_before_the_first_event_the_level_is_0_and_no_terms_are_known(utc: Place
     put(utc.client, day_row("2026-11-23", opening=0, closing=5, max=5, limit=9, hard_limit=9, terms_known=True))
     days = utc.usage("2026-11-23", 30, at="2026-11-24 10:00:00.000")
     assert len(days) == 30
-    assert list(days)[0] == "2026-10-25"
+    assert next(iter(days)) == "2026-10-25"
     for date in ("2026-10-25", "2026-11-22"):
         assert days[date] == {
             "day": date, "opening": 0, "closing": 0, "min": 0, "max": 0, "limit": None, "hard_limit": None,
@@ -356,7 +352,9 @@ def test_a_day_s_units_may_be_more_than_64_bits_hold(utc: Place, put: Put, day_r
 def test_the_view_for_analysts_gives_the_same_numbers(utc: Place, put: Put, day_row: DayRows, entitlement: str) -> None:
     [[now, today]] = utc.client.query("SELECT toString(now64(3)), toString(toDate(now64(3)))").result_rows
     week_ago = utc.client.query("SELECT toString(toDate({d:String}) - 7)", parameters={"d": today}).first_row[0]
-    row = day_row(week_ago, as_of_hours=3, closing=3, max=4, limit=2, terms_known=True, closing_limit=2, closing_terms_known=True)
+    row = day_row(
+        week_ago, as_of_hours=3, closing=3, max=4, limit=2, terms_known=True, closing_limit=2, closing_terms_known=True
+    )
     put(utc.client, row, day_row(week_ago, element="render", closing=1))
     put(utc.client, mark(row, week_ago, week_ago, position=9))
     in_view = utc.client.query(

@@ -88,9 +88,7 @@ def create_app(
                 422, "invalid-request", f"query.to: expected a date from {_FIRST_DATE} to {today}, today in {timezone}"
             )
         rows = store.query("usage", entitlement=entitlement, element=chosen, last_day=last_day, days=days, at=at)
-        return Usage.model_validate(
-            {"entitlement": entitlement, "element": chosen, "timezone": timezone, "days": rows}
-        )
+        return Usage.model_validate({"entitlement": entitlement, "element": chosen, "timezone": timezone, "days": rows})
 
     @app.get("/api/v1/entitlements/{entitlement:path}", responses=_ERRORS, tags=["usage"])
     def entitlement(entitlement: str) -> Entitlement:

@@ -62,9 +62,7 @@ def answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
-        errors = [
-            {"field": ".".join(str(part) for part in found["loc"]), "expected": found["msg"]} for found in error.errors()
-        ]
+        errors = [{"field": ".".join(str(part) for part in found["loc"]), "expected": found["msg"]} for found in error.errors()]
         detail = "; ".join(f"{found['field']}: {found['expected']}" for found in errors)
         return problem_response(Problem(422, "invalid-request", detail, errors=errors))
 

@@ -49,12 +49,9 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _model(name: str, model: dict[str, Any]) -> str:
-    fields = [
-        (field, _type(schema), schema.get("description", "")) for field, schema in model.get("properties", {}).items()
-    ]
-    return (
-        f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(model.get("description", ""))}</p>'
-        + _table(("field", "type", ""), fields)
+    fields = [(field, _type(schema), schema.get("description", "")) for field, schema in model.get("properties", {}).items()]
+    return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(model.get("description", ""))}</p>' + _table(
+        ("field", "type", ""), fields
     )
 
 

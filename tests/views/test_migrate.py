@@ -1,0 +1,154 @@
+"""Migrations and the reporting days, in process and over HTTP."""
+
+import re
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from clickhouse_migrations.exceptions import MigrationException
+
+from processors.domain.days import Calendar
+from schemas.activity import ACTIVITY_SCHEMA
+from schemas.days import DayMark, DayRow
+from views import migrate as migrate_module
+from views.migrate import MIGRATIONS, TimezoneChanged, migrate
+from views.store import connect
+
+_CREATED = re.compile(r"^CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS (\w+)", re.MULTILINE)
+
+
+def rows_of(dsn: str, query: str) -> list[tuple[Any, ...]]:
+    client = connect(dsn)
+    try:
+        return [tuple(row) for row in client.query(query).result_rows]
+    finally:
+        client.close()
+
+
+def test_a_second_run_changes_nothing(new_database: Callable[[], str]) -> None:
+    dsn = new_database()
+    contents = (
+        "SELECT version, md5, created_at FROM schema_versions ORDER BY version",
+        "SELECT * FROM settings ORDER BY name",
+        "SELECT count(), max(written_at) FROM calendar",
+        "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase() ORDER BY name",
+    )
+    migrate(dsn, "Europe/Paris")
+    before = [rows_of(dsn, query) for query in contents]
+    migrate(dsn, "Europe/Paris")
+    assert [rows_of(dsn, query) for query in contents] == before
+    assert len(before[0]) == len(list(MIGRATIONS.glob("*.sql")))
+
+
+def test_the_database_holds_what_the_files_create(database: str) -> None:
+    in_files = {name: kind for file in MIGRATIONS.glob("*.sql") for kind, name in _CREATED.findall(file.read_text())}
+    kinds = {"View": "VIEW", "MaterializedView": "MATERIALIZED VIEW", "ReplacingMergeTree": "TABLE"}
+    tables = rows_of(database, "SELECT name, engine FROM system.tables WHERE database = currentDatabase()")
+    in_database = {name: kinds[engine] for name, engine in tables if name != "schema_versions"}
+    assert in_database == in_files
+
+
+def test_every_table_honours_deduplication_tokens(database: str) -> None:
+    """Without the window ClickHouse ignores a token and says nothing."""
+    tables = rows_of(
+        database,
+        "SELECT name, create_table_query FROM system.tables "
+        "WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name != 'schema_versions'",
+    )
+    assert len(tables) == 8
+    for name, created in tables:
+        assert "non_replicated_deduplication_window = 10000" in created, name
+
+
+def columns_of(dsn: str, table: str) -> list[str]:
+    return [
+        name
+        for (name,) in rows_of(
+            dsn,
+            "SELECT name FROM system.columns WHERE database = currentDatabase() "
+            f"AND table = '{table}' AND default_kind != 'MATERIALIZED' ORDER BY position",
+        )
+    ]
+
+
+def test_the_columns_are_those_of_the_contract(database: str) -> None:
+    assert columns_of(database, "activity") == ACTIVITY_SCHEMA.names
+    assert columns_of(database, "days") == [*(field.name for field in msgspec.structs.fields(DayRow)), "restated"]
+    assert set(columns_of(database, "marks")) == {field.name for field in msgspec.structs.fields(DayMark)} - {"timezone"}
+
+
+@pytest.mark.parametrize("timezone", ["Pacific/Apia", "America/Sao_Paulo", "America/Vancouver", "Africa/Casablanca"])
+def test_the_calendar_is_the_worker_s(database_in: Callable[[str], str], timezone: str) -> None:
+    stored = rows_of(
+        database_in(timezone),
+        "SELECT day, toUnixTimestamp64Milli(starts_at), toUnixTimestamp64Milli(ends_at) FROM calendar FINAL ORDER BY day",
+    )
+    assert stored[0][0] == date(1970, 1, 1)
+    assert stored[-1][0] > date.today().replace(year=date.today().year + 15)
+    calendar = Calendar(timezone)
+    for day, starts_at, ends_at in stored:
+        bounds = calendar.bounds(day)
+        if bounds is None:
+            assert starts_at == ends_at
+        else:
+            assert (starts_at, ends_at) == (bounds.start, bounds.end)
+
+
+def test_days_that_new_rules_move_are_written_again(new_database: Callable[[], str]) -> None:
+    dsn = new_database()
+    migrate(dsn, "Europe/Paris")
+    of_one_day = "SELECT starts_at, ends_at FROM calendar FINAL WHERE day = '2030-07-01'"
+    right = rows_of(dsn, of_one_day)
+    client = connect(dsn)
+    client.command(
+        "INSERT INTO calendar SELECT day, starts_at + 3600, ends_at + 3600, written_at + 0.001 FROM calendar "
+        "WHERE day = '2030-07-01'"
+    )
+    client.close()
+    assert rows_of(dsn, of_one_day) != right
+    migrate(dsn, "Europe/Paris")
+    assert rows_of(dsn, of_one_day) == right
+    assert rows_of(dsn, "SELECT count() FROM calendar WHERE day > '2030-07-01' AND day < '2030-08-01'") == [(30,)]
+
+
+def test_another_time_zone_is_refused_once_there_are_days(
+    new_database: Callable[[], str], put: Callable[..., None], day_row: Callable[..., DayRow]
+) -> None:
+    dsn = new_database()
+    migrate(dsn, "Europe/Paris")
+    client = connect(dsn)
+    put(client, day_row("2026-11-20", "Europe/Paris"))
+    client.close()
+    with pytest.raises(TimezoneChanged, match="Europe/Paris, but SEATMARK_TIMEZONE is UTC"):
+        migrate(dsn, "UTC")
+    migrate(dsn, "Europe/Paris")
+
+
+def test_an_empty_store_takes_another_time_zone(new_database: Callable[[], str]) -> None:
+    dsn = new_database()
+    migrate(dsn, "Pacific/Apia")
+    migrate(dsn, "UTC")
+    migrate(dsn, "Pacific/Apia")
+    migrate(dsn, "UTC")
+    assert rows_of(dsn, "SELECT value FROM settings FINAL WHERE name = 'timezone'") == [("UTC",)]
+    assert rows_of(dsn, "SELECT count() FROM calendar FINAL WHERE ends_at - starts_at != 86400") == [(0,)]
+
+
+def test_a_time_zone_that_is_none_is_refused(new_database: Callable[[], str]) -> None:
+    with pytest.raises(ValueError, match="Mars/Olympus"):
+        migrate(new_database(), "Mars/Olympus")
+
+
+def test_a_migration_that_was_changed_afterwards_is_refused(
+    new_database: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = new_database()
+    migrate(dsn, "UTC")
+    for file in MIGRATIONS.glob("*.sql"):
+        (tmp_path / file.name).write_text(file.read_text() + "-- changed\n")
+    monkeypatch.setattr(migrate_module, "MIGRATIONS", tmp_path)
+    with pytest.raises(MigrationException, match="md5"):
+        migrate(dsn, "UTC")

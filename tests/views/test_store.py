@@ -1,0 +1,117 @@
+"""The store: parameters, threads, and what it says when ClickHouse is not there."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from schemas.days import DayRow
+from tests.chdb_http import ChdbHttp
+from views.store import Store, StoreUnavailable, address_of, connect
+
+AT = "2026-11-24 10:00:00.000"
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    opened = Store(database)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["it's", 'a"b', "tab\tline\nend", "back\\slash", "{entitlement:String}", "é 日本 🪑", "' OR 1 = 1 --"]
+)
+def test_parameters_are_data(
+    store: Store, client: Client, put: Callable[..., None], day_row: Callable[..., DayRow], entitlement: str, text: str
+) -> None:
+    odd = entitlement + text
+    put(client, day_row("2026-11-20", entitlement=odd, element=text, closing=1))
+    assert [row["element"] for row in store.query("entitlement", entitlement=odd)] == [text]
+    days = store.query("usage", entitlement=odd, element=text, last_day="2026-11-21", days=2, at=AT)
+    assert [day["closing"] for day in days] == [1, 1]
+    assert store.query("entitlement", entitlement=text + "'") == []
+
+
+def test_threads_do_not_disturb_each_other(
+    store: Store, client: Client, put: Callable[..., None], day_row: Callable[..., DayRow], entitlement: str
+) -> None:
+    put(client, *(day_row("2026-11-20", entitlement=f"{entitlement}{n}", closing=n) for n in range(4)))
+    answers: dict[int, list[int]] = {}
+
+    def ask(n: int) -> None:
+        answers[n] = [store.query("entitlement", entitlement=f"{entitlement}{n}")[0]["level"] for _ in range(10)]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {n: [n] * 10 for n in range(4)}
+
+
+def test_a_closed_store_opens_again(store: Store) -> None:
+    assert store.query("reporting_day", at=AT) == [{"timezone": "UTC", "day": "2026-11-24"}]
+    store.close()
+    assert store.query("reporting_day", at=AT) == [{"timezone": "UTC", "day": "2026-11-24"}]
+
+
+def test_unknown_queries_are_told_from_failures(store: Store) -> None:
+    with pytest.raises(KeyError):
+        store.query("no_such_query")
+
+
+def test_errors_that_are_ours_stay_what_they_are(store: Store) -> None:
+    with pytest.raises(DatabaseError):
+        store.query("usage", entitlement="e", element="seats", last_day="not a date", days=1, at=AT)
+
+
+def test_a_database_without_tables(new_database: Callable[[], str]) -> None:
+    with pytest.raises(StoreUnavailable, match="run the migrations"):
+        Store(new_database()).query("reporting_day", at=AT)
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(StoreUnavailable) as refused:
+            Store(f"http://seatmark:geheim@127.0.0.1:{port}/db").query("reporting_day", at=AT)
+    assert f"http://127.0.0.1:{port}" in str(refused.value)
+    assert "geheim" not in str(refused.value)
+
+
+def test_a_wrong_password(chdb_http: ChdbHttp) -> None:
+    dsn = f"http://seatmark:geheim@127.0.0.1:{chdb_http.port}/db"
+    with pytest.raises(StoreUnavailable, match="refuses the user") as refused:
+        connect(dsn)
+    assert "geheim" not in str(refused.value)
+
+
+def test_another_process_has_the_directory(chdb_http: ChdbHttp) -> None:
+    program = (
+        "import sys\nfrom views.store import connect, StoreUnavailable\n"
+        "try:\n    connect(sys.argv[1])\nexcept StoreUnavailable as error:\n    print(error)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program, f"chdb://{chdb_http.path}"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"cannot open the embedded ClickHouse at chdb://{chdb_http.path}: another process has it open" in child.stdout
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        ("http://user:secret@clickhouse.example:8123/db", "http://clickhouse.example:8123"),
+        ("https://user:secret@clickhouse.example/db", "https://clickhouse.example"),
+        ("chdb:///var/lib/seatmark?database=x", "chdb:///var/lib/seatmark"),
+    ],
+)
+def test_what_is_shown_of_a_dsn(dsn: str, shown: Any) -> None:
+    assert address_of(dsn) == Store(dsn).address == shown
