@@ -1,6 +1,8 @@
 """The Faust app of the worker: topics, tables and agents put together; nothing is decided here."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer
@@ -85,18 +87,22 @@ class Worker:
         self.states = states
 
         async def entitlements(stream: object) -> None:
-            async with (
-                _producer(config, _OUTPUT_BATCH_BYTES) as outputs,
-                _producer(config, MAX_STATE_BATCH_BYTES) as state,
-            ):
+            async with make_producers(config.brokers) as (outputs, state):
                 await process_chunks(stream, states, ChunkProcessor(outputs, state, topics, incarnation))
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 
 
-def _producer(config: WorkerConfig, batch_bytes: int) -> AIOKafkaProducer:
+@asynccontextmanager
+async def make_producers(brokers: str) -> AsyncIterator[tuple[AIOKafkaProducer, AIOKafkaProducer]]:
+    """The producers of a worker, started: for outputs, and for state."""
+    async with _producer(brokers, _OUTPUT_BATCH_BYTES) as outputs, _producer(brokers, MAX_STATE_BATCH_BYTES) as state:
+        yield outputs, state
+
+
+def _producer(brokers: str, batch_bytes: int) -> AIOKafkaProducer:
     return AIOKafkaProducer(
-        bootstrap_servers=config.brokers,
+        bootstrap_servers=brokers,
         acks="all",
         compression_type="lz4",
         max_batch_size=batch_bytes,

@@ -13,13 +13,13 @@ from msgspec import Struct
 class DayRow(Struct, frozen=True, gc=False, kw_only=True, tag_field="record", tag="day"):
     """How one day of one element stood at `as_of`.
 
-    Levels, limits and counts in units; times in milliseconds since 1970 (UTC); `day` is the local date, YYYY-MM-DD, in
-    `timezone`, and day_start and day_end (exclusive) are its bounds. overdraft_ms: time with level > limit, unit_ms: integral of the level, both from the day's first instant
-    to `as_of`. A reader completes them to the day's end with `closing` and the closing terms.
-
+    Levels, limits and counts in units; times in milliseconds since 1970 (UTC). `day` is the local date, YYYY-MM-DD, in
+    `timezone`; day_start and day_end (exclusive) are its bounds.
+    overdraft_ms: time with level > limit. unit_ms: integral of the level. Both from the day's first instant to `as_of`; a
+        reader completes them to the day's end with `closing` and the closing terms.
     limit, hard_limit: the highest in force in the day; None is not limited when `terms_known`, else there were no
         terms. closing_*: the terms in force at `as_of`.
-    state: the element's state (section 'states' of docs/semantics.md) at `as_of`; entered_at, peak: of the overdraft
+    state: the element's state at `as_of`; entered_at, peak: of the overdraft
         it is in, else None.
     position: sorts everything that happened to the element: `epoch * 2**48 + offset`, where the epoch counts the
         incarnations of the source topic.

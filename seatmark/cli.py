@@ -10,7 +10,6 @@ import typer
 from aiokafka.errors import KafkaError
 from clickhouse_migrations.exceptions import MigrationException
 from prometheus_client import start_http_server
-from views.web.app import create_app, serve
 
 from connectors.flexnet import NoDateError
 from processors.agents import ChunkFailed
@@ -30,6 +29,7 @@ from seatmark.tansu import BrokerUnavailable
 from seatmark.topics import TopicsWrong, ensure_topics
 from views.migrate import TimezoneChanged, migrate
 from views.store import Store, StoreUnavailable, connect
+from views.web.app import create_app, serve
 
 app = typer.Typer(
     help="Seatmark: the activity log of software entitlements. Who uses how many seats, who hits the limit, and who lives in "
@@ -145,13 +145,15 @@ def store() -> None:
     async def both(stop: asyncio.Event) -> None:
         web_app = create_app(Store(settings.clickhouse_dsn.get_secret_value()))
         parts = [
-            asyncio.ensure_future(make_sink(settings).run(stop)),
+            asyncio.ensure_future(make_sink(settings, alone=True).run(stop)),
             asyncio.ensure_future(serve(web_app, settings.web_host, settings.web_port, stop)),
         ]
         # One that ends, ends the other: the supervisor starts both again.
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         stop.set()
-        await asyncio.gather(*parts)
+        await asyncio.wait(parts)
+        for part in parts:
+            part.result()
 
     run_until_stopped(both)
 
@@ -225,12 +227,13 @@ def worker_config(settings: Settings) -> WorkerConfig:
     )
 
 
-def make_sink(settings: Settings) -> Sink:
-    """A sink as the settings say."""
+def make_sink(settings: Settings, *, alone: bool = False) -> Sink:
+    """A sink as the settings say. alone: it shares the topics with no other, so it need not wait to join a group."""
     dsn = settings.clickhouse_dsn.get_secret_value()
     return Sink(
         brokers=settings.brokers,
         topic_prefix=settings.topic_prefix,
         client_factory=lambda: connect(dsn),
         flush_seconds=settings.flush_interval / 1000,
+        alone=alone,
     )

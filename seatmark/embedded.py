@@ -25,7 +25,7 @@ import httpx
 from aiokafka.errors import KafkaError
 
 from processors.app import worker_group
-from seatmark.produce import NotStored, event_ends, group_is_stable, sink_group, wait_until_stored
+from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_stored
 from seatmark.settings import PREFIX
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
@@ -186,7 +186,6 @@ class Stack:
             self._exit.push_async_callback(child.stop)
             await child.start()
         await self._store.until_ready(self._web_is_ready)
-        await self._store.until_ready(lambda: group_is_stable(plan.brokers, sink_group("")))
         await self._worker.until_ready(lambda: group_is_stable(plan.brokers, worker_group("")))
         self._exit.push_async_callback(self._drain)
 

@@ -32,7 +32,7 @@ async def rebuild_state(
     on_progress(done, total): called as rows are read.
     Raises aiokafka.errors.KafkaError, clickhouse_connect's DatabaseError.
     """
-    total: int = client.query("SELECT count() FROM activity FINAL").first_row[0]
+    total = int(client.query("SELECT count() FROM activity FINAL").result_rows[0][0])
     if not total:
         return 0
     topic = Topics(topic_prefix).changelog

@@ -113,7 +113,10 @@ def some_events(count: int, *, first: int = 0, start: int = 0) -> list[tuple[byt
     for number in range(first, first + count):
         entitlement = f"ent-{number % 40}"
         if number < 40:
-            kind, data = "entitlement.changed", {"elements": {"seats": {"limit": 3, "overdraft": {"type": "absolute", "value": 2}}}}
+            kind, data = (
+                "entitlement.changed",
+                {"elements": {"seats": {"limit": 3, "overdraft": {"type": "absolute", "value": 2}}}},
+            )
         else:
             # Of every 8 rounds, 6 seats come and then leave.
             step = number // 40 % 12
