@@ -22,6 +22,8 @@ from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 from zoneinfo import ZoneInfo
 
+from schemas.errors import Explained
+
 UNREADABLE_KEPT = 20  # lines kept with their text in the summary; all are counted
 ONE_DAY = timedelta(days=1)
 DAY, HALF_DAY = 86_400, 43_200  # seconds, as the three below
@@ -59,7 +61,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _EVENT_TYPES = {"OUT": "feature.checked_out", "IN": "feature.returned", "DENIED": "feature.denied"}
 
 
-class NoDateError(ValueError):
+class NoDateError(Explained):
     """No line of the log says a date, so its times of day cannot be placed."""
 
     def __init__(self, lines: int) -> None:

@@ -33,6 +33,7 @@ from schemas.activity import (
 )
 from schemas.alerts import encode_alert
 from schemas.days import DayRecord, encode_day
+from schemas.errors import Explained
 from schemas.events import Refused, decode
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,13 @@ Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
 _LOG_APPEND_TIME = 1
 
+# An activity record is at most this and one event's copies (schemas.events.MAX_EVENT_COPIES_BYTES): within its topic's limit.
+_MAX_ROW_BYTES = 16 * 1024 * 1024
 # What the changelog topic accepts (schemas/topics.yaml), less room for the batch's own header.
 MAX_STATE_BATCH_BYTES = 60 * 1024 * 1024
 
 
-class ChunkFailed(Exception):
+class ChunkFailed(Explained):
     """A chunk could not be processed; the worker stops rather than carry on without it."""
 
 
@@ -82,8 +85,9 @@ class Topics:
 
 @dataclass
 class ChunkOutputs:
-    """What one chunk puts out, as (key, value, headers) by topic."""
+    """What a chunk, or the first part of one, puts out, as (key, value, headers) by topic. taken: how many of its records."""
 
+    taken: int = 0
     activity: list[Record] = field(default_factory=list)
     days: list[Record] = field(default_factory=list)
     alerts: list[Record] = field(default_factory=list)
@@ -91,16 +95,21 @@ class ChunkOutputs:
 
 
 def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: int) -> ChunkOutputs:
-    """Fold the records above the state's cursor into it; what that puts out. The cursor moves to the last record.
+    """Fold the records above the state's cursor into it; what that puts out. The cursor moves to the last record taken.
 
+    Not all are taken where they would put out more than fits in memory and in a record: the caller goes on with the rest.
     now_ms: the wall clock, against which events in the future are refused where the topic has producers' timestamps.
     Raises whatever goes wrong with a record that is not its own fault, with the record's offset added.
     """
     outputs = ChunkOutputs()
     rows: list[ActivityRow] = []
+    row_bytes = 0
     ledger, cursor = state.ledger, state.cursor
     epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
     for record in records:
+        if row_bytes > _MAX_ROW_BYTES:
+            break
+        outputs.taken += 1
         offset = record.offset
         if offset <= applied:
             continue
@@ -112,22 +121,23 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
             metrics.DEAD_LETTERS.labels(refused.reason).inc()
             outputs.dead_letters.append((record.key, record.value, dead_letter_headers(record, refused)))
             continue
-        position = position_of(epoch, offset)
         try:
-            outcomes = ledger.apply(event, position)
+            outcomes = ledger.apply(event, position_of(epoch, offset))
         except Exception as error:
             error.add_note(f"while applying {record.topic}[{record.partition}] offset {offset}")
             raise
         if not outcomes:
             metrics.DUPLICATES.inc()
         for outcome in outcomes:
-            rows.append(activity_row(event, outcome, position, incarnation, record.partition, appended_at, value))
+            rows.append(activity_row(event, outcome, incarnation, epoch, record, appended_at))
+            row_bytes += len(value)
             if outcome.late:
                 metrics.LATE.inc()
             if outcome.transition is not None:
+                metrics.ALERTS.labels(outcome.transition.type).inc()
                 alert = encode_alert(alert_of(outcome.transition))
                 outputs.alerts.append((event.entitlement.encode(), alert, []))
-    first, last = records[0], records[-1]
+    first, last = records[0], records[outputs.taken - 1]
     if rows:
         headers = {
             HEADER_INCARNATION: incarnation,
@@ -161,8 +171,14 @@ class ChunkProcessor:
         Raises whatever goes wrong; the chunk then does not count as processed, and the state in memory is not to be used
         any more.
         """
-        started = time.monotonic()
         state.begin(self._incarnation)
+        done = 0
+        while done < len(records):
+            done += await self._process_part(state, records[done:] if done else records)
+
+    async def _process_part(self, state: PartitionState, records: Sequence[SourceRecord]) -> int:
+        """Process as many records as `fold_chunk` takes; how many."""
+        started = time.monotonic()
         partition = records[0].partition
         out = fold_chunk(state, records, int(time.time() * 1000))
         changes = state.ledger.take_changes()
@@ -184,11 +200,12 @@ class ChunkProcessor:
         put_out = time.monotonic()
 
         await self._write_state(partition, encode_changes(changes, state.cursor))
-        metrics.EVENTS.inc(len(records))
-        metrics.CHUNK_RECORDS.observe(len(records))
+        metrics.EVENTS.inc(out.taken)
+        metrics.CHUNK_RECORDS.observe(out.taken)
         metrics.CHUNK_SECONDS.labels("fold").observe(folded - started)
         metrics.CHUNK_SECONDS.labels("outputs").observe(put_out - folded)
         metrics.CHUNK_SECONDS.labels("state").observe(time.monotonic() - put_out)
+        return out.taken
 
     async def _send(self, topic: str, partition: int, records: Iterable[Record]) -> list[asyncio.Future[Any]]:
         """Hand records over in full batches; futures that are done when the broker has acknowledged them."""

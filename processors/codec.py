@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from processors.domain.holds import Hold, IdBlock
 from processors.domain.ledger import Changes, Element, Head, Ledger
+from schemas.errors import Explained
 
 # Raised when the layout of a record changes; state of another layout is refused, and rebuilt from the raw log.
 STATE_VERSION = 1
@@ -32,7 +33,7 @@ class Cursor(Struct, frozen=True, array_like=True):
     timezone: str
 
 
-class UnreadableState(Exception):
+class UnreadableState(Explained):
     """A changelog record that this version cannot read."""
 
 
@@ -40,7 +41,8 @@ StateRecord = tuple[bytes, bytes | None]
 
 _encoder = msgspec.msgpack.Encoder()
 _keys = msgspec.msgpack.Decoder(list[Any])
-_heads = msgspec.msgpack.Decoder(Head)
+# Not strict: a number beyond 64 bits stands as text.
+_heads = msgspec.msgpack.Decoder(Head, strict=False)
 _holds = msgspec.msgpack.Decoder(Hold)
 _blocks = msgspec.msgpack.Decoder(IdBlock)
 _cursors = msgspec.msgpack.Decoder(Cursor)
@@ -49,13 +51,27 @@ _cursors = msgspec.msgpack.Decoder(Cursor)
 def encode_changes(changes: Changes, cursor: Cursor) -> list[StateRecord]:
     """The records that bring a changelog from before these changes to after them."""
     encode = _encoder.encode
-    records: list[StateRecord] = [(encode(("h", head.entitlement, head.element)), encode(head)) for head in changes.heads]
+    records: list[StateRecord] = [(encode(("h", head.entitlement, head.element)), _encode_head(head)) for head in changes.heads]
     for head, seat, hold in changes.holds:
         records.append((encode(("s", head.entitlement, head.element, seat)), None if hold is None else encode(hold)))
     for head, number, block in changes.blocks:
         records.append((encode(("i", head.entitlement, head.element, number)), None if block is None else encode(block)))
     records.append(encode_cursor(cursor))
     return records
+
+
+def _encode_head(head: Head) -> bytes:
+    try:
+        return _encoder.encode(head)
+    except OverflowError:
+        # MessagePack ends at 64 bits, and a counter of bytes can have more unit-milliseconds in a day.
+        return _encoder.encode(_large_numbers_as_text(msgspec.to_builtins(head, builtin_types=(bytes,))))
+
+
+def _large_numbers_as_text(node: Any) -> Any:
+    if isinstance(node, list | tuple):
+        return [_large_numbers_as_text(value) for value in node]
+    return str(node) if isinstance(node, int) and abs(node) >= 2**63 else node
 
 
 def encode_cursor(cursor: Cursor) -> StateRecord:
@@ -73,6 +89,8 @@ def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
         if key == CURSOR_KEY:
             return _cursors.decode(value or b"")
         letter, entitlement, element_name, *rest = _keys.decode(key)
+        if len(rest) != (0 if letter == "h" else 1):
+            raise ValueError("it has too few or too many parts")
         element = ledger.elements.get((entitlement, element_name))
         if element is None:
             element = ledger.elements[entitlement, element_name] = Element(Head(entitlement, element_name))
@@ -88,7 +106,7 @@ def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
                 element.blocks.append(_blocks.decode(value))
         else:
             raise UnreadableState(f"a state record with the unknown key {key!r}")
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise UnreadableState(
             f"the state record with key {key!r} cannot be read ({error}); it is of another version of Seatmark: "
             "delete the changelog topic and rebuild the state from the raw log"
@@ -97,8 +115,8 @@ def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
 
 
 def finish_restore(ledger: Ledger) -> None:
-    """Put in order what the order of a changelog does not tell: closed holds and blocks of ids, oldest first."""
+    """Put in order what the order of a changelog does not tell: closed holds in the order of their closing, blocks of ids."""
     for element in ledger.elements.values():
-        closed = [(hold.changed_at, seat) for seat, hold in element.holds.items() if not hold.quantity]
+        closed = [(hold.position, seat) for seat, hold in element.holds.items() if not hold.quantity]
         element.closed = {seat: None for _, seat in sorted(closed)}
         element.blocks.sort(key=lambda block: block.number)

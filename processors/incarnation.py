@@ -28,10 +28,12 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from schemas.errors import Explained
+
 _NO_ID = UUID(int=0)
 
 
-class IncarnationUnknown(RuntimeError):
+class IncarnationUnknown(Explained):
     """The brokers do not tell ids of topics: they are older than Kafka 3.1, or something else than Kafka."""
 
 

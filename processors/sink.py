@@ -41,6 +41,7 @@ from schemas.activity import (
 )
 from schemas.alerts import Alert, decode_alert
 from schemas.days import DayMark, DayRow, decode_day
+from schemas.errors import Explained
 from schemas.events import parse_time
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ _MS = pa.timestamp("ms", tz="UTC")
 _UNIT_MS = pa.decimal128(38, 0)
 
 
-class SinkStopped(Exception):
+class SinkStopped(Explained):
     """The sink cannot go on without losing something; nothing was committed from there on. The message says where."""
 
 

@@ -6,9 +6,10 @@ from typing import Protocol
 from processors.codec import STATE_VERSION, Cursor, UnreadableState, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
+from schemas.errors import Explained
 
 
-class StateRefused(Exception):
+class StateRefused(Explained):
     """State that was recovered does not belong to this topic or these settings."""
 
 
@@ -92,6 +93,11 @@ class PartitionStates:
         return state.cursor.offset + 1
 
     def _check(self, partition: int, cursor: Cursor) -> None:
+        if cursor.state_version != STATE_VERSION:
+            raise StateRefused(
+                f"the state of partition {partition} has the layout {cursor.state_version}, and this version of Seatmark reads "
+                f"{STATE_VERSION}: run the version that wrote it, or start from an empty changelog"
+            )
         if cursor.timezone != self._calendar.timezone:
             raise StateRefused(
                 f"the state of partition {partition} has days in the time zone {cursor.timezone}, but SEATMARK_TIMEZONE "

@@ -15,7 +15,11 @@ from msgspec import Meta, Struct
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_QUANTITY = 1_000_000_000
 MAX_LEVEL = 1_000_000_000_000
+MAX_PERCENTAGE = 1_000_000
+# An event that names many elements becomes as many rows, each with the event in it.
+MAX_EVENT_COPIES_BYTES = 16 * 1024 * 1024
 FUTURE_TOLERANCE_MS = 5 * 60 * 1000
+_MAX_DETAIL = 500
 
 Reason = Literal[
     "not_json",
@@ -38,10 +42,12 @@ class Refused(Exception):
     """A record that cannot be applied.
 
     reason: one of `Reason`, the header of the dead letter.
-    detail: which field, and what was expected there.
+    detail: which field, and what was expected there; cut off where it quotes too much, for it must fit into a header.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        if len(detail) > _MAX_DETAIL:
+            detail = detail[:_MAX_DETAIL] + "..."
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.detail = detail
@@ -252,7 +258,18 @@ class Event(Struct, frozen=True, gc=False):
 
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_AnyWire)
-_generic_decoder = msgspec.json.Decoder(float_hook=Decimal)
+
+
+def _number(text: str) -> int | float:
+    """A number with a point or an exponent: as int where it is whole, as JSON Schema counts it.
+
+    By way of a float: `1e999999999` is short to write, and an int of as many digits takes all time and memory there is.
+    """
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+
+
+_generic_decoder = msgspec.json.Decoder(float_hook=_number)
 
 # RFC 3339, section 5.6; upper case T and Z only.
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII)
@@ -301,9 +318,13 @@ def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int
     if len(value) > MAX_EVENT_BYTES:
         raise Refused("too_large", f"expected at most {MAX_EVENT_BYTES} bytes, got {len(value)}")
     try:
+        if not value.isascii():
+            value.decode()  # msgspec does not look into the texts of fields that it skips
         wire = _decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         wire = _decode_slowly(value)
+    except RecursionError as error:
+        raise Refused("not_json", "expected objects and arrays that are less deep in one another") from error
     try:
         time = parse_time(wire.time)
     except ValueError as error:
@@ -332,6 +353,8 @@ def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int
     elif shape is _Seat or shape is _SeatDenied:
         element, seat_id = SEATS, data.seat_id
     elif shape is _Changed:
+        if len(data.elements) * len(value) > MAX_EVENT_COPIES_BYTES:
+            raise Refused("invalid_data", f"data.elements: expected fewer than {len(data.elements)}: send several events")
         return _changed(wire, time)
     else:
         return _snapshot(wire, time)
@@ -375,9 +398,10 @@ def _changed(wire: Any, time: int) -> Event:
             continue
         field = f"data.elements.{element}.overdraft.value"
         value = overdraft.value
-        if value is None or value < 0 or value > MAX_LEVEL:
-            raise Refused("invalid_data", f"{field}: expected a number from 0 to {MAX_LEVEL}, got {value}")
-        if overdraft.type == "absolute" and not isinstance(value, int):
+        highest = MAX_LEVEL if overdraft.type == "absolute" else MAX_PERCENTAGE
+        if value is None or value < 0 or value > highest:
+            raise Refused("invalid_data", f"{field}: expected a number from 0 to {highest}, got {value}")
+        if overdraft.type == "absolute" and value != int(value):
             raise Refused("invalid_data", f"{field}: expected a whole number of units, got {value}")
         if overdraft.type == "percentage" and Decimal(repr(value)).normalize().as_tuple().exponent < -4:  # type: ignore[operator]
             raise Refused("invalid_data", f"{field}: expected at most 4 decimals, got {value}")
@@ -441,32 +465,68 @@ def _decode_slowly(value: bytes) -> Any:
     Raises Refused: with the reason.
     """
     try:
+        value.decode()
         document = _generic_decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise Refused("not_json", f"expected UTF-8 ({error})") from error
+    except msgspec.DecodeError as error:
         raise Refused("not_json", str(error)) from error
+    except RecursionError as error:
+        raise Refused("not_json", "expected objects and arrays that are less deep in one another") from error
     if not isinstance(document, dict):
         raise Refused("not_cloudevent", f"expected a JSON object, got {type(document).__name__}")
     if document.get("specversion") != "1.0":
-        raise Refused("not_cloudevent", f'specversion: expected "1.0", got {document.get("specversion")!r}')
+        raise Refused("not_cloudevent", f'specversion: expected "1.0", got {_quoted(document.get("specversion"))}')
     for attribute in ("id", "source", "type", "subject", "time"):
         text = document.get(attribute)
         if not isinstance(text, str) or not text:
-            raise Refused("not_cloudevent", f"{attribute}: expected a text that is not empty, got {text!r}")
+            raise Refused("not_cloudevent", f"{attribute}: expected a text that is not empty, got {_quoted(text)}")
     if document["type"] not in EVENT_TYPES:
-        raise Refused("unknown_type", f"type: expected one of {', '.join(sorted(EVENT_TYPES))}, got {document['type']!r}")
+        raise Refused(
+            "unknown_type", f"type: got {_quoted(document['type'])}, expected one of {', '.join(sorted(EVENT_TYPES))}"
+        )
     try:
-        return msgspec.convert(_plain_numbers(document), _AnyWire)
+        return msgspec.convert(document, _AnyWire)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise Refused("invalid_data", f"{path.rstrip('`') or 'data'}: {message}") from error
+        raise Refused("invalid_data", _explained(str(error), document)) from error
 
 
-def _plain_numbers(node: Any) -> Any:
-    """Decimals as int where they are whole, else as float."""
-    if isinstance(node, dict):
-        return {name: _plain_numbers(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_plain_numbers(value) for value in node]
-    if isinstance(node, Decimal):
-        return int(node) if node == node.to_integral_value() else float(node)
-    return node
+def _quoted(node: Any) -> str:
+    """A text as it came, cut off where it is long; of anything else its kind."""
+    return repr(node[:100]) if isinstance(node, str) else "nothing" if node is None else type(node).__name__
+
+
+_WHERE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_CHOICES = {
+    "credential": "`code` or `user`",
+    "kind": "`pool` or `counter`",
+    "lease_policy": "`release` or `keep`",
+    "type": "`none`, `absolute`, `percentage` or `unlimited`",
+}
+
+
+def _explained(message: str, document: dict[str, Any]) -> str:
+    """What msgspec found wrong, as `field: what was expected`."""
+    where = _WHERE.fullmatch(message)
+    field = ""
+    if where is not None:
+        message, field = where.groups()
+    missing = _MISSING.fullmatch(message)
+    if missing is not None:
+        message, field = "expected, but it is not there", f"{field}.{missing[1]}".lstrip(".")
+    elif message.startswith("Invalid enum value"):
+        message += f", expected {_CHOICES[field.rpartition('.')[2]]}"
+    if "[...]" in field:
+        # msgspec does not say which key of an object it was.
+        field = field.replace("[...]", f".{_first_wrong(document['data']['elements'])}", 1)
+    return f"{field}: {message}"
+
+
+def _first_wrong(elements: dict[str, Any]) -> str:
+    for name, terms in elements.items():
+        try:
+            msgspec.convert(terms, ElementTerms)
+        except msgspec.ValidationError:
+            return name
+    return "?"

@@ -1,35 +1,25 @@
-"""The command line: `seatmark`. The parts for production, and `seatmark up`, which runs them all on one machine."""
+"""The command line: `seatmark`. The parts for production, and `seatmark up`, which runs them all on one machine.
+
+Commands import what they need when they run: `seatmark usage` must not wait for a broker's client and a database to load.
+"""
 
 import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from aiokafka.errors import KafkaError
-from clickhouse_migrations.exceptions import MigrationException
-from prometheus_client import start_http_server
 
-from connectors.flexnet import NoDateError
-from processors.agents import ChunkFailed
-from processors.app import WorkerConfig, run_worker
-from processors.codec import UnreadableState
-from processors.incarnation import IncarnationUnknown
-from processors.sink import Sink, SinkStopped
-from processors.state import StateRefused
-from seatmark import demo, events, reports
+from schemas.errors import Explained
+from seatmark import events, reports
 from seatmark.console import configure_logging, progress, say, until_signalled
-from seatmark.embedded import Stack, StackFailed, StackPlan
-from seatmark.produce import NotStored
-from seatmark.rebuild import rebuild_state
-from seatmark.reports import ApiFailed
 from seatmark.settings import Settings, SettingsWrong, load_settings
-from seatmark.tansu import BrokerUnavailable
-from seatmark.topics import TopicsWrong, ensure_topics
-from views.migrate import TimezoneChanged, migrate
-from views.store import Store, StoreUnavailable, connect
-from views.web.app import create_app, serve
+
+if TYPE_CHECKING:
+    from processors.app import WorkerConfig
+    from processors.sink import Sink
+    from seatmark.embedded import StackPlan
 
 app = typer.Typer(
     help="Seatmark: the activity log of software entitlements. Who uses how many seats, who hits the limit, and who lives in "
@@ -47,12 +37,6 @@ app.add_typer(events.importers, name="import", rich_help_panel="Events in")
 app.command("usage", rich_help_panel="Numbers out")(reports.usage)
 app.command("overdrafts", rich_help_panel="Numbers out")(reports.overdrafts)
 
-# What goes wrong outside of this program: told in one message, without a traceback.
-EXPECTED_ERRORS = (
-    ApiFailed, BrokerUnavailable, ChunkFailed, IncarnationUnknown, KafkaError, MigrationException, NoDateError, NotStored,
-    SinkStopped, StackFailed, StateRefused, StoreUnavailable, TimezoneChanged, TopicsWrong, UnreadableState,
-)  # fmt: skip
-
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 used or set up wrongly."""
@@ -61,8 +45,14 @@ def main() -> None:
     except SettingsWrong as error:
         say(f"seatmark: {error}")
         sys.exit(2)
-    except EXPECTED_ERRORS as error:
-        say(f"seatmark: {error or type(error).__name__}")
+    except Explained as error:
+        say(f"seatmark: {error}")
+        sys.exit(1)
+    except Exception as error:
+        # Asked by name, so that commands without Kafka need not load its client.
+        if not type(error).__module__.startswith("aiokafka."):
+            raise
+        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS) cannot be used: {error}")
         sys.exit(1)
 
 
@@ -76,13 +66,17 @@ def up(
 
     It listens on 127.0.0.1 only. Stopped and started again with the same data directory it still has everything.
     """
+    from seatmark.embedded import StackPlan
+
     settings = load_settings()
     configure_logging("WARNING")
     plan = StackPlan(data_dir, port, broker_port, settings.partitions)
     run_until_stopped(lambda stop: _up(plan, stop))
 
 
-async def _up(plan: StackPlan, stop: asyncio.Event) -> None:
+async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
+    from seatmark.embedded import Stack
+
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
         say(f"Seatmark is up. API: {plan.url}/docs   broker: {plan.brokers}   data: {plan.data_dir}   Ctrl-C stops it.")
@@ -110,6 +104,8 @@ def demo_command(
 
     On a terminal it keeps serving until Ctrl-C; else it ends. The data is made anew each time, in a directory of its own.
     """
+    from seatmark import demo
+
     settings = load_settings()
     configure_logging("WARNING")
     run_until_stopped(lambda stop: demo.run(settings, port, broker_port, stop))
@@ -118,6 +114,8 @@ def demo_command(
 @app.command(rich_help_panel=PARTS)
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
+    from processors.app import run_worker
+
     settings = _start()
     run_until_stopped(lambda stop: run_worker(worker_config(settings), stop))
 
@@ -132,6 +130,9 @@ def sink() -> None:
 @app.command(rich_help_panel=PARTS)
 def web() -> None:
     """Serve the API. It has no sign-in yet: keep it on 127.0.0.1, or behind a proxy that has one."""
+    from views.store import Store
+    from views.web.app import create_app, serve
+
     settings = _start(metrics_port=0)
     store = Store(settings.clickhouse_dsn.get_secret_value())
     run_until_stopped(lambda stop: serve(create_app(store), settings.web_host, settings.web_port, stop))
@@ -140,6 +141,9 @@ def web() -> None:
 @app.command(hidden=True)
 def store() -> None:
     """Sink and web in one process, as the embedded ClickHouse needs it."""
+    from views.store import Store
+    from views.web.app import create_app, serve
+
     settings = _start(metrics_port=0)
 
     async def both(stop: asyncio.Event) -> None:
@@ -161,6 +165,10 @@ def store() -> None:
 @app.command(hidden=True)
 def prepare() -> None:
     """What an embedded stack needs before it starts: its tables, and the worker's state."""
+    from seatmark.rebuild import rebuild_state
+    from views.migrate import migrate
+    from views.store import connect
+
     settings = _start(metrics_port=0)
     dsn = settings.clickhouse_dsn.get_secret_value()
     migrate(dsn, settings.timezone)
@@ -184,6 +192,8 @@ def prepare() -> None:
 @app.command("migrate", rich_help_panel=PARTS)
 def migrate_command() -> None:
     """Bring ClickHouse's tables and views up to date. Safe to run again."""
+    from views.migrate import migrate
+
     settings = _start(metrics_port=0)
     migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
     say("the tables are up to date")
@@ -192,6 +202,8 @@ def migrate_command() -> None:
 @app.command(rich_help_panel=PARTS)
 def topics() -> None:
     """Create the topics that are missing; check the others against the catalogue (schemas/topics.yaml)."""
+    from seatmark.topics import ensure_topics
+
     settings = _start(metrics_port=0)
     results = asyncio.run(
         ensure_topics(
@@ -210,12 +222,16 @@ def _start(metrics_port: int | None = None) -> Settings:
     configure_logging(settings.log_level)
     port = settings.metrics_port if metrics_port is None else metrics_port
     if port:
+        from prometheus_client import start_http_server
+
         start_http_server(port)
     return settings
 
 
-def worker_config(settings: Settings) -> WorkerConfig:
+def worker_config(settings: Settings) -> "WorkerConfig":
     """What the worker needs of the settings."""
+    from processors.app import WorkerConfig
+
     return WorkerConfig(
         brokers=settings.brokers,
         topic_prefix=settings.topic_prefix,
@@ -227,8 +243,11 @@ def worker_config(settings: Settings) -> WorkerConfig:
     )
 
 
-def make_sink(settings: Settings, *, alone: bool = False) -> Sink:
+def make_sink(settings: Settings, *, alone: bool = False) -> "Sink":
     """A sink as the settings say. alone: it shares the topics with no other, so it need not wait to join a group."""
+    from processors.sink import Sink
+    from views.store import connect
+
     dsn = settings.clickhouse_dsn.get_secret_value()
     return Sink(
         brokers=settings.brokers,

@@ -25,6 +25,7 @@ import httpx
 from aiokafka.errors import KafkaError
 
 from processors.app import worker_group
+from schemas.errors import Explained
 from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_stored
 from seatmark.settings import PREFIX
 from seatmark.tansu import Tansu
@@ -40,7 +41,7 @@ _HEALTHY_SECONDS = 60.0
 _LOG_LINES_SHOWN = 15
 
 
-class StackFailed(Exception):
+class StackFailed(Explained):
     """The embedded stack cannot start, or cannot go on; the message says what to do."""
 
 

@@ -7,19 +7,21 @@ import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
 import orjson
 import typer
 
-from connectors.flexnet import FlexNetReader
 from processors.domain.days import Calendar
 from schemas.alerts import seatmark_id
 from schemas.events import Refused, decode, format_time, parse_time
 from seatmark.console import configure_logging, progress, say
-from seatmark.produce import Produced, produce_lines, wait_until_stored
 from seatmark.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from connectors.flexnet import FlexNetReader
+    from seatmark.produce import Produced
 
 importers = typer.Typer(help="Read another system's log into Seatmark.", no_args_is_help=True)
 
@@ -113,6 +115,8 @@ def flexnet(
 
     Importing the same log again, or one that overlaps, changes no number.
     """
+    from connectors.flexnet import FlexNetReader
+
     settings = load_settings()
     try:
         zone = ZoneInfo(Calendar(timezone).timezone)
@@ -137,15 +141,17 @@ def flexnet(
         raise typer.Exit(1)
 
 
-def _as_json(reader: FlexNetReader, lines: Iterable[str]) -> Iterator[bytes]:
+def _as_json(reader: "FlexNetReader", lines: Iterable[str]) -> Iterator[bytes]:
     for event in reader.events(lines):
         yield orjson.dumps(event)
 
 
-def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> Produced:
+def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
+    from seatmark.produce import produce_lines, wait_until_stored
+
     configure_logging("ERROR")
 
-    async def send() -> Produced:
+    async def send() -> "Produced":
         with progress() as bar:
             sending = bar.add_task("sending", total=None)
             produced = await produce_lines(

@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 
 from processors.agents import Topics
 from processors.app import worker_group
+from schemas.errors import Explained
 from schemas.events import Refused, decode
 
 _IN_FLIGHT = 5_000
@@ -23,7 +24,7 @@ def sink_group(topic_prefix: str) -> str:
     return f"{topic_prefix}seatmark-sink"
 
 
-class NotStored(Exception):
+class NotStored(Explained):
     """Events were sent, but worker or sink did not get through them in time."""
 
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import httpx
 import typer
 
+from schemas.errors import Explained
 from seatmark.console import Format, print_csv, print_json, print_rows
 from seatmark.settings import load_settings
 
@@ -14,7 +15,7 @@ _SECONDS = 60.0
 FormatOption = Annotated[Format, typer.Option("--format", help="table for people, json or csv for programs")]
 
 
-class ApiFailed(Exception):
+class ApiFailed(Explained):
     """The web API cannot be reached, or refuses; the message says what it said."""
 
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from processors.domain.days import Calendar
+from schemas.errors import Explained
 
 PREFIX = "SEATMARK_"
 
@@ -17,7 +18,7 @@ _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
 
 
-class SettingsWrong(Exception):
+class SettingsWrong(Explained):
     """One or more settings are unknown or have a bad value; the message names each."""
 
 

@@ -14,6 +14,8 @@ import time
 from types import TracebackType
 from typing import IO, Self
 
+from schemas.errors import Explained
+
 HOST = "127.0.0.1"
 
 _READY_SECONDS = 10.0
@@ -22,7 +24,7 @@ _OTHERS_SETTINGS = ("SCHEMA_REGISTRY", "SCHEMA_REGISTRY_CACHE_EXPIRY", "OTEL_EXP
 """Tansu would obey these, but who sets names as general as these means another program."""
 
 
-class BrokerUnavailable(RuntimeError):
+class BrokerUnavailable(Explained):
     """The embedded broker cannot be started; the message says what to do."""
 
 

@@ -6,10 +6,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
+from schemas.errors import Explained
 from schemas.topics import Topic, catalogue
 
 
-class TopicsWrong(Exception):
+class TopicsWrong(Explained):
     """Topics that are there are not as the catalogue says; the message lists each difference and its repair."""
 
 

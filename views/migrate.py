@@ -14,6 +14,7 @@ from clickhouse_migrations.clickhouse_cluster import ClickhouseCluster
 from clickhouse_migrations.connection import CLICKHOUSE_CONNECT, ClickhouseConnectConnection, Connection
 
 from processors.domain.days import Calendar
+from schemas.errors import Explained
 from views.store import connect, explained
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -25,7 +26,7 @@ _YEARS_AHEAD = 20
 _MS = pa.timestamp("ms", tz="UTC")
 
 
-class TimezoneChanged(Exception):
+class TimezoneChanged(Explained):
     """The stored days have other bounds than those of the time zone that is now set."""
 
 

@@ -13,6 +13,8 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, ProgrammingError
 
+from schemas.errors import Explained
+
 _QUERIES = Path(__file__).parent / "queries"
 
 # ClickHouse's numbers of errors: UNKNOWN_TABLE, UNKNOWN_DATABASE.
@@ -21,7 +23,7 @@ _NOT_MIGRATED = {60, 81}
 _REFUSED = {192, 193, 194, 497, 516}
 
 
-class StoreUnavailable(Exception):
+class StoreUnavailable(Explained):
     """ClickHouse does not answer, or not to us. The message names the host and what to do, never the password."""
 
 

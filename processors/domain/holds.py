@@ -45,6 +45,8 @@ def identity_of(source: str, event_id: str) -> bytes:
 
 def contains(identities: bytes, identity: bytes) -> bool:
     """Whether a run of 8-byte identities holds this one."""
+    if identity not in identities:
+        return False
     at = identities.find(identity)
     # A match across a boundary between two identities is none: look on.
     while at >= 0 and at % IDENTITY_BYTES:

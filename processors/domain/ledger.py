@@ -4,7 +4,7 @@
 each event once, ordered by time: then no event is late, and the two are equal when all arrived in order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from msgspec import Struct, field
 
@@ -110,7 +110,11 @@ class Element(Struct):
         """Whether an event with this identity is remembered."""
         if contains(self.head.recent, identity):
             return True
-        return any(contains(block.ids, identity) for block in self.blocks)
+        # A loop, not any(): a generator costs more than the one or two looks that it takes here.
+        for block in self.blocks:  # noqa: SIM110
+            if contains(block.ids, identity):
+                return True
+        return False
 
 
 class Transition(Struct, frozen=True, gc=False, kw_only=True):
@@ -226,21 +230,13 @@ class Ledger:
 
         before = head.level
         effect = _EFFECTS[event.type](element, hold, event, identity, position)
-        day.see_level(head.level, head.terms)
+        level, terms = head.level, head.terms
+        day.see_level(level, terms)
         if element.closed:
             self._forget_closed_holds(element)
+        transition = _transition(head, event, t)
         return Outcome(
-            name,
-            t,
-            False,
-            effect,
-            head.level - before,
-            head.level,
-            head.terms,
-            state_of(head.level, head.terms),
-            head.customer,
-            head.product,
-            _transition(head, event, t),
+            name, t, False, effect, level - before, level, terms, head.state, head.customer, head.product, transition
         )
 
     def take_changes(self) -> Changes:
@@ -315,7 +311,7 @@ class Ledger:
         element.blocks.append(block)
         element.changed_blocks[block.number] = block
         # The last full block stays whatever its age; of a counter, all that a repeat could still get past.
-        kept = MAX_COUNTER_IDS // BLOCK_IDS + 1 if head.is_counter else 1
+        kept = MAX_COUNTER_IDS // BLOCK_IDS + 1 if head.is_counter or head.kind == "counter" else 1
         horizon = max(head.clock, event.time) - self._late_after
         while len(element.blocks) > kept or (len(element.blocks) > 1 and element.blocks[0].latest < horizon):
             gone = element.blocks.pop(0)
@@ -324,7 +320,10 @@ class Ledger:
     def _forget_closed_holds(self, element: Element) -> None:
         # An event that a forgotten hold would have made late is late by its age already.
         horizon = element.head.clock - self._late_after
-        for seat in list(_while_closed_before(element, horizon)):
+        while element.closed:
+            seat = next(iter(element.closed))
+            if element.holds[seat].changed_at >= horizon:
+                return
             del element.closed[seat], element.holds[seat]
             element.changed_holds.add(seat)
 
@@ -370,13 +369,6 @@ class Ledger:
         )
 
 
-def _while_closed_before(element: Element, horizon: int) -> Iterator[str]:
-    for seat in element.closed:
-        if element.holds[seat].changed_at >= horizon:
-            return
-        yield seat
-
-
 def _last_change(head: Head, hold: Hold | None) -> int:
     """A pool snapshot is the last change of every seat that it does not name, known or not."""
     return head.snapshot_at if hold is None else max(hold.changed_at, head.snapshot_at)
@@ -384,8 +376,10 @@ def _last_change(head: Head, hold: Hold | None) -> int:
 
 def _transition(head: Head, event: Event, t: int) -> Transition | None:
     """Bring the state up to date with level and terms; the transition, if that changed it."""
-    before, after = head.state, state_of(head.level, head.terms)
     terms = head.terms
+    before, after = head.state, state_of(head.level, terms)
+    if before == after == "within":
+        return None
     limit = terms.limit if terms is not None else None
     entered_at, peak, peak_overage = head.entered_at, head.peak, head.peak_overage
     if after in OVERDRAWN and limit is not None:
@@ -441,7 +435,7 @@ def _set_hold(
         element.closed[seat] = None
     elif hold.quantity == 0:
         element.closed.pop(seat, None)
-    if event.time == hold.changed_at and len(hold.ids) < _BLOCK_BYTES:
+    if event.time == hold.changed_at:
         hold.ids += identity
     else:
         hold.ids = identity
@@ -534,16 +528,22 @@ def _snapshot(element: Element, hold: Hold | None, event: Event, identity: bytes
     if event.level is not None:
         return _set_total(head, event.level, event.time)
     named = {sent.seat_id: sent for sent in event.holds or ()}
-    for seat in [seat for seat, held in element.holds.items() if seat not in named and held.changed_at <= event.time]:
-        # Closed by not being named. It need not be remembered: `snapshot_at` is its last change from now on.
-        head.level -= element.holds.pop(seat).quantity
-        element.closed.pop(seat, None)
-        element.changed_holds.add(seat)
+    for seat, held in list(element.holds.items()):
+        if seat in named or held.changed_at > event.time:
+            continue
+        # Closed by not being named. It need not be remembered (`snapshot_at` is its last change from now on), unless a
+        # repeat of what changed it at this very moment could open it again.
+        if held.changed_at == event.time:
+            _set_hold(element, held, seat, 0, None, event, identity, position)
+        else:
+            head.level -= element.holds.pop(seat).quantity
+            element.closed.pop(seat, None)
+            element.changed_holds.add(seat)
     for seat, sent in named.items():
-        held = element.holds.get(seat)
-        if _last_change(head, held) <= event.time:
+        known = element.holds.get(seat)
+        if _last_change(head, known) <= event.time:
             lease_end = sent.lease_end if sent.quantity else None
-            _set_hold(element, held, seat, sent.quantity, lease_end, event, identity, position)
+            _set_hold(element, known, seat, sent.quantity, lease_end, event, identity, position)
     head.snapshot_at = max(head.snapshot_at, event.time)
     return True
 

@@ -46,7 +46,7 @@ PARTITIONS = 8
 PARTITION_OF = {"21": 4, "foobar": 6}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stored:
     """A record of the changelog."""
 

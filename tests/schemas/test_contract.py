@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -208,11 +208,9 @@ def test_every_reason_has_an_example() -> None:
 def test_an_invalid_event_is_dead_lettered_with_reason_and_field(example: Example) -> None:
     expected = example.document
     value = _bytes_of(expected)
-    subject = expected["event"].get("subject") if "event" in expected else None
-    key = expected["key"] if "key" in expected else subject if isinstance(subject, str) else "any"
     appended_at = parse_time(expected["appended_at"]) if "appended_at" in expected else None
     with pytest.raises(Refused) as refused:
-        decode(value, key=key.encode() if isinstance(key, str) and key != "any" else key, appended_at=appended_at)
+        decode(value, key=_key_of(expected), appended_at=appended_at)
     assert refused.value.reason == expected["reason"]
     assert expected["detail"] in refused.value.detail
     assert str(refused.value) == f"{refused.value.reason}: {refused.value.detail}"
@@ -232,6 +230,15 @@ def test_an_invalid_event_does_not_fit_the_schema_which_names_the_field(example:
 def test_what_a_schema_cannot_say_fits_it(example: Example) -> None:
     """So that a producer's developer sees which rules need care of their own."""
     assert complaints(EVENT, example.document["event"]) == []
+
+
+def _key_of(example: dict[str, Any]) -> bytes | Literal["any"] | None:
+    """As the example says; else the subject, if it has one."""
+    subject = example.get("event", {}).get("subject")
+    if "key" not in example and not isinstance(subject, str):
+        return "any"
+    key: str | None = example.get("key", subject)
+    return None if key is None else key.encode()
 
 
 def _bytes_of(example: dict[str, Any]) -> bytes:

@@ -124,8 +124,8 @@ def test_too_large_is_said_before_anything_is_read() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param(activated(type="\x80" * 400_000), id="type"),
-        pytest.param(activated(specversion="\x80" * 400_000), id="specversion"),
+        pytest.param(activated(type="\x80" * 150_000), id="type"),
+        pytest.param(activated(specversion="\x80" * 150_000), id="specversion"),
         pytest.param(activated(id=["x" * 1_000_000]), id="id"),
         pytest.param(activated(data={"seat_id": "a", "credential": "x" * 1_000_000}), id="credential"),
         pytest.param(activated(data={"seat_id": "a", "lease_expires_at": "x" * 1_000_000}), id="lease end"),
@@ -135,7 +135,9 @@ def test_too_large_is_said_before_anything_is_read() -> None:
 )
 def test_the_detail_fits_into_a_header_whatever_it_quotes(value: bytes) -> None:
     """A dead letter carries the original and the detail; the topic takes no more than 5 MiB."""
-    assert len(refused(value, key=b"\x80" * 1_000_000).detail.encode()) < 4096
+    error = refused(value, key=b"\x80" * 1_000_000)
+    assert error.reason != "too_large"
+    assert len(error.detail.encode()) < 4096
 
 
 # --- Numbers: whole is what is whole, as JSON Schema has it, and nothing takes for ever.

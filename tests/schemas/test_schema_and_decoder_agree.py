@@ -130,8 +130,10 @@ anything = (
         max_leaves=4,
     )
 )
-FIELDS = ["specversion", "id", "source", "type", "subject", "time", "data", "seat_id", "element", "quantity",
-          "lease_expires_at", "holds", "level", "elements", "limit", "overdraft", "value", "kind", "credential", "customer", ""]  # fmt: skip
+FIELDS = [
+    "specversion", "id", "source", "type", "subject", "time", "data", "seat_id", "element", "quantity", "lease_expires_at",
+    "holds", "level", "elements", "limit", "overdraft", "value", "kind", "credential", "customer", "",
+]  # fmt: skip
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -218,7 +220,7 @@ def check(document: Document) -> None:
         assert against == []
         assert broken_rules(document) == set()
     elif not against:
-        assert found.detail.partition(":")[0].rpartition(".")[2] in broken_rules(document)
+        assert [field for field in broken_rules(document) if f"{field}: expected" in found.detail] != []
 
 
 @settings(max_examples=150, deadline=None)
@@ -229,13 +231,15 @@ def test_an_event_that_is_made_to_fit_does(document: Document) -> None:
 
 
 ENVELOPE: Document = {"specversion": "1.0", "id": "1", "source": "/s", "subject": "e", "time": "2026-11-24T02:14:54Z"}
-LIMIT: Document = {"limit": 1.0}
+LIMIT: Document = {"limit": 1}
+TOO_PRECISE: Document = {"overdraft": {"type": "percentage", "value": 12.34567}}
 OVERDRAFT: Document = {"overdraft": {"type": "absolute", "value": 2.0}}
 
 
 @settings(max_examples=600, deadline=None)
 @given(slightly_broken())
 @example(ENVELOPE | {"type": "entitlement.changed", "data": {"elements": {"a": LIMIT | OVERDRAFT}}})
+@example(ENVELOPE | {"type": "entitlement.changed", "data": {"elements": {"a: b": LIMIT | TOO_PRECISE}}})
 @example(ENVELOPE | {"type": "seat.activated", "time": "1969-12-31T23:59:59Z", "data": {"seat_id": "a"}})
 def test_schema_and_decoder_agree_on_a_damaged_event(document: Document) -> None:
     check(document)

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from processors.domain.days import Calendar
+from processors.domain.holds import contains
 from processors.domain.ledger import Changes, Head, Ledger, Outcome, Transition, epoch_and_offset, position_of
 from processors.outputs import alert_of
 from schemas.alerts import encode_alert
@@ -422,10 +423,11 @@ def test_pool_snapshot_leaves_holds_alone_that_changed_after_its_time(fold: Fold
         activated("same", "10:30"),
         activated("after", "10:30:00.001"),
         activated("named", "10:30:00.001"),
+        activated("named at the time", "10:30"),
         deactivated("closed", "10:30:00.001"),
-        snapshot("10:30", {"named": 9, "closed": 9, "new": 1}),
+        snapshot("10:30", {"named": 9, "named at the time": 9, "closed": 9, "new": 1}),
     )
-    assert fold.holds() == {"after": 1, "named": 1, "new": 1}
+    assert fold.holds() == {"after": 1, "named": 1, "named at the time": 9, "new": 1}
 
 
 def test_an_older_pool_snapshot_does_not_undo_a_newer_one(fold: Fold) -> None:
@@ -1014,6 +1016,13 @@ def test_a_closed_hold_is_remembered_for_late_after(fold: Fold) -> None:
     assert fold.one(activated("a", "10:30")).late is False
 
 
+def test_a_hold_that_was_opened_again_is_not_forgotten(fold: Fold) -> None:
+    fold.apply(activated("a", "10:00"), deactivated("a", "10:10"), activated("a", "10:20"))
+    fold.apply(denied("14:00"), activated("b", "15:00"))
+    assert fold.holds() == {"a": 1, "b": 1}
+    assert fold.one(deactivated("a", "15:01")).delta == -1
+
+
 def test_a_closed_hold_is_forgotten_after_that(fold: Fold) -> None:
     fold.apply(activated("a", "10:00"), deactivated("a", "10:30"), denied("11:30:00.001"), activated("b", "11:31"))
     assert set(fold.ledger.elements["ent-1", "seats"].holds) == {"b"}
@@ -1181,6 +1190,13 @@ def test_a_holds_last_id_is_known_after_hundreds_of_others(fold: Fold, before: l
     assert fold.level() == level
 
 
+def test_a_closed_holds_last_id_is_known_as_long_as_its_time_is_not_late(fold: Fold) -> None:
+    closing = deactivated("a", "10:30", id="1")
+    fold.apply(activated("a", "10:00"), closing, *(activated(seat, "11:30") for seat in HUNDREDS))
+    assert fold.apply(closing) == []
+    assert fold.day(10).deactivations == 1
+
+
 def test_all_ids_at_a_holds_last_change_are_known_after_hundreds_of_others(fold: Fold) -> None:
     """Two checkouts of one moment: each must be known, or one of them counts twice."""
     taken = [checked_out("a", "10:00", id=f"of-the-moment-{n}") for n in range(3)]
@@ -1230,6 +1246,15 @@ def test_a_counters_id_exactly_late_after_before_the_clock_is_known(fold: Fold) 
     assert fold.level("count") == level
 
 
+def test_a_counters_ids_are_known_by_the_latest_of_those_that_arrived_with_them(fold: Fold) -> None:
+    """Disordered, so that among the ids of one time there are older ones before and after."""
+    documents = [used("10:50" if n % 10 == 0 else "10:00", id=f"use-{n}") for n in range(300)]
+    fold.apply(*documents, *(used("11:30") for _ in range(300)))
+    level = fold.level("count")
+    assert [n for n, document in enumerate(documents) if n % 10 == 0 and fold.apply(document)] == []
+    assert fold.level("count") == level
+
+
 def test_a_counters_ids_older_than_late_after_are_forgotten(fold: Fold) -> None:
     fold.apply(*(used(shifted("10:00", n)) for n in range(1_000)), *(used("12:00") for _ in range(200)))
     element = fold.ledger.elements["ent-1", "count"]
@@ -1250,6 +1275,15 @@ def test_a_counter_by_its_terms_remembers_ids_like_any_other(fold: Fold) -> None
     fold.apply(changed("10:00", {"count": {"kind": "counter", "limit": 5}}), feature_denied("10:01", element="count", id="1"))
     fold.apply(*(feature_denied("10:02", element="count") for _ in range(200)))
     assert fold.apply(feature_denied("10:01", element="count", id="1")) == []
+
+
+def test_an_id_is_not_found_across_two_others() -> None:
+    identities = b"AAAA0123" + b"4567BBBB"
+    assert contains(identities, b"01234567") is False
+    assert contains(identities + b"01234567", b"01234567") is True
+    assert contains(identities, b"AAAA0123") is True
+    assert contains(identities, b"4567BBBB") is True
+    assert contains(b"", b"01234567") is False
 
 
 # --- Day rows (section 4)

@@ -1,0 +1,69 @@
+"""Settings: unknown names and bad values fail at start, by name; the README documents each."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from seatmark.settings import Settings, SettingsWrong, load_settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_defaults_need_no_environment() -> None:
+    settings = load_settings({"PATH": "/bin"})
+    assert settings.brokers == "127.0.0.1:19092"
+    assert settings.timezone == "UTC"
+    assert settings.late_after == 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"), [("200ms", 200), ("90s", 90_000), ("5m", 300_000), ("1h", 3_600_000), ("2d", 172_800_000)]
+)
+def test_durations(text: str, milliseconds: int) -> None:
+    assert load_settings({"SEATMARK_LATE_AFTER": text}).late_after == milliseconds
+
+
+def test_an_unknown_setting_is_refused_by_name_with_the_nearest_one() -> None:
+    with pytest.raises(SettingsWrong, match="SEATMARK_BROKER is not a setting; did you mean SEATMARK_BROKERS"):
+        load_settings({"SEATMARK_BROKER": "kafka:9092"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SEATMARK_TIMEZONE", "Mars/Olympus", "IANA time zone"),
+        ("SEATMARK_LATE_AFTER", "1 hour", "a number and a unit"),
+        ("SEATMARK_PARTITIONS", "0", "greater than or equal to 1"),
+        ("SEATMARK_WEB_PORT", "eighty", "valid integer"),
+        ("SEATMARK_LOG_LEVEL", "LOUD", "match"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(variable: str, value: str, message: str) -> None:
+    with pytest.raises(SettingsWrong, match=message) as refused:
+        load_settings({variable: value})
+    assert variable in str(refused.value)
+    assert value in str(refused.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(SettingsWrong) as refused:
+        load_settings({"SEATMARK_WEB_PORT": "x", "SEATMARK_TIMEZONE": "x"})
+    assert {"SEATMARK_WEB_PORT", "SEATMARK_TIMEZONE"} <= set(re.findall(r"SEATMARK_\w+", str(refused.value)))
+
+
+def test_the_dsn_is_a_secret() -> None:
+    settings = load_settings({"SEATMARK_CLICKHOUSE_DSN": "http://seatmark:hunter2@db:8123/x"})
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" in settings.clickhouse_dsn.get_secret_value()
+
+
+def test_the_readme_documents_each_setting_with_its_default_and_description() -> None:
+    rows = re.findall(r"^\| `SEATMARK_(\w+)` \| (?:`([^`]*)`)? ?\| (.*) \|$", README.read_text(), re.MULTILINE)
+    documented = {name.lower(): (default, description) for name, default, description in rows}
+    assert set(documented) == set(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        default, description = documented[name]
+        assert description == field.description
+        parsed = load_settings({f"SEATMARK_{name.upper()}": default})
+        assert getattr(parsed, name) == getattr(load_settings({}), name), f"the README's default of {name}"

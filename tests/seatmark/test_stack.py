@@ -1,0 +1,261 @@
+"""The embedded stack as a user meets it: `seatmark up` and the commands, as processes of their own."""
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import psutil
+import pytest
+
+from deploy.kafka.cluster import free_ports
+
+pytestmark = pytest.mark.stack
+
+# Two people of a made-up vendor: at most 2 out on the first day and 3 on the third, 1 kept over the second. Saturday 5 April
+# 2025 has no line of its own.
+FLEXNET_LOG = """\
+ 8:00:00 (lmgrd) FlexNet Licensing (v11.16.2.0 build 242645 x64_n6) started on lic01 (linux) (4/4/2025)
+ 8:00:01 (acmed) Server started on lic01 for:\tRENDER
+ 9:00:00 (acmed) OUT: "RENDER" ann@wks1
+10:00:00 (acmed) OUT: "RENDER" bob@wks2
+11:00:00 (acmed) IN: "RENDER" ann@wks1  (INACTIVE)
+11:30:00 (acmed) DENIED: "RENDER" eve@wks9  (Licensed number of users already reached. (-4,342))
+11:59:00 (lmgrd) TIMESTAMP 4/4/2025
+ 0:30:00 (lmgrd) TIMESTAMP 4/6/2025
+ 9:00:00 (acmed) OUT: "RENDER" ann@wks1 (2 licenses)
+17:00:00 (acmed) IN: "RENDER" ann@wks1 (2 licenses)
+18:00:00 (acmed) IN: "RENDER" bob@wks2  (SHUTDOWN)
+"""
+
+
+class RunningStack:
+    """`seatmark up` on a data directory, and commands against it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.port, self.broker_port = free_ports(2)
+        self.environment = {
+            **os.environ,
+            "SEATMARK_BROKERS": f"127.0.0.1:{self.broker_port}",
+            "SEATMARK_URL": f"http://127.0.0.1:{self.port}",
+        }
+        self._up: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        """Start, and wait until it says that it is up; what it said until then."""
+        ports = ["--port", str(self.port), "--broker-port", str(self.broker_port)]
+        self._up = subprocess.Popen(
+            [*SEATMARK, "up", "--data-dir", str(self.data_dir), *ports],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        said = ""
+        assert self._up.stderr is not None
+        for line in self._up.stderr:
+            said += line
+            if "Seatmark is up" in line:
+                return said
+        raise AssertionError(f"it did not come up:\n{said}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it; its exit code."""
+        assert self._up is not None
+        assert self._up.stderr is not None
+        self._up.send_signal(number)
+        self._up.stderr.read()
+        return self._up.wait(60)
+
+    def kill(self) -> None:
+        """Whatever is left of it is gone."""
+        if self._up is not None and self._up.poll() is None:
+            for process in [*psutil.Process(self._up.pid).children(recursive=True), psutil.Process(self._up.pid)]:
+                process.kill()
+            self._up.wait()
+
+    def child(self, command: str) -> psutil.Process:
+        """The process of one part."""
+        assert self._up is not None
+        [child] = [p for p in psutil.Process(self._up.pid).children() if p.cmdline()[-1:] == [command]]
+        return child
+
+    def run(self, *arguments: str, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        """Run a command to its end."""
+        return subprocess.run([*SEATMARK, *arguments], env=self.environment, input=given, capture_output=True, timeout=120)
+
+    def usage(self, entitlement: str, *arguments: str) -> list[dict[str, Any]]:
+        """The days of `seatmark usage --format json`."""
+        done = self.run("usage", entitlement, "--format", "json", *arguments)
+        assert done.returncode == 0, done.stderr.decode()
+        days: list[dict[str, Any]] = json.loads(done.stdout)["days"]
+        return days
+
+
+SEATMARK = [sys.executable, "-m", "seatmark"]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    stack = RunningStack(tmp_path_factory.mktemp("stack") / "data")
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.kill()
+
+
+def imported(stack: RunningStack, log: Path, entitlement: str) -> str:
+    """Import the log; the summary that the command printed."""
+    done = stack.run("import", "flexnet", str(log), "--entitlement", entitlement, "--customer", "acme")
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "acmed.log"
+    path.write_text(FLEXNET_LOG)
+    return path
+
+
+COLUMNS = ("day", "opening", "min", "max", "closing", "limit", "hard_limit", "activations", "deactivations", "denials")
+# Worked out by hand from the log above, with a limit of 1 and an overdraft of 1.
+EXPECTED = [
+    ("2025-04-03", 0, 0, 0, 0, None, None, 0, 0, 0),
+    ("2025-04-04", 0, 0, 2, 1, 1, 2, 2, 1, 1),
+    ("2025-04-05", 1, 1, 1, 1, 1, 2, 0, 0, 0),
+    ("2025-04-06", 1, 0, 3, 0, 1, 2, 1, 2, 0),
+]
+
+
+def columns(days: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [tuple(day[name] for name in COLUMNS) for day in days]
+
+
+def test_a_flexnet_log_and_terms_become_the_days_worked_out_by_hand(stack: RunningStack, log: Path) -> None:
+    done = stack.run("terms", "acme-1", "--element", "RENDER", "--limit", "1", "--overdraft", "absolute:1",
+                     "--at", "2025-04-04T00:00:00Z")  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    summary = imported(stack, log, "acme-1")
+    assert "3 feature.checked_out" in summary
+    assert "3 feature.returned" in summary
+    assert "1 feature.denied" in summary
+    days = stack.usage("acme-1", "--element", "RENDER", "--to", "2025-04-06", "--days", "4")
+    assert columns(days) == EXPECTED
+    # 10:00 to 11:00 two were out of one; on the third day 9:00 to 17:00 three.
+    assert [day["overdraft_seconds"] for day in days] == [0, 3600, 0, 8 * 3600]
+    # 9-10 one, 10-11 two, 11-24 one; all day one; 0-9 one, 9-17 three, 17-18 one.
+    assert [day["unit_seconds"] for day in days] == [0, 16 * 3600, 24 * 3600, 34 * 3600]
+    assert [day["state"] for day in days] == ["final"] * 4
+
+    imported(stack, log, "acme-1")
+    again = stack.usage("acme-1", "--element", "RENDER", "--to", "2025-04-06", "--days", "4")
+    assert columns(again) == EXPECTED
+
+    table = stack.run("usage", "acme-1", "--to", "2025-04-06", "--days", "4").stdout.decode()
+    assert "2025-04-06" in table
+    as_csv = stack.run("usage", "acme-1", "--to", "2025-04-06", "--days", "4", "--format", "csv").stdout.decode()
+    assert [row["max"] for row in csv.DictReader(io.StringIO(as_csv))] == ["0", "2", "1", "3"]
+
+
+def test_a_worker_killed_in_the_middle_of_an_import_changes_nothing(stack: RunningStack, log: Path) -> None:
+    stack.run("terms", "acme-2", "--element", "RENDER", "--limit", "1", "--overdraft", "absolute:1",
+              "--at", "2025-04-04T00:00:00Z")  # fmt: skip
+    stack.child("worker").kill()
+    imported(stack, log, "acme-2")
+    assert columns(stack.usage("acme-2", "--element", "RENDER", "--to", "2025-04-06", "--days", "4")) == EXPECTED
+
+
+def test_bad_lines_are_reported_and_the_rest_is_sent(stack: RunningStack) -> None:
+    def line(number: int, **fields: Any) -> bytes:
+        event = {"specversion": "1.0", "id": f"n{number}", "source": "/t", "type": "seat.activated", "subject": "acme-3",
+                 "time": "2026-01-05T10:00:00Z", "data": {"seat_id": f"s{number}"}, **fields}  # fmt: skip
+        return orjson.dumps(event)
+
+    lines = [line(1), b"{", line(2, type="seat.stolen"), line(3, data={}), line(4)]
+    done = stack.run("produce", "-", given=b"\n".join(lines))
+    assert done.returncode == 1
+    told = done.stderr.decode()
+    assert "line 2: not_json" in told
+    assert "line 3: unknown_type" in told
+    assert "line 4: invalid_data" in told
+    assert "seat_id" in told
+    assert "sent 2 events" in told
+    [day] = stack.usage("acme-3", "--to", "2026-01-05", "--days", "1")
+    assert (day["max"], day["activations"]) == (2, 2)
+
+
+def test_who_is_in_overdraft_now(stack: RunningStack) -> None:
+    stack.run("terms", "acme-4", "--element", "seats", "--limit", "0", "--overdraft", "unlimited", "--customer", "acme")
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-4",
+             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "data": {"seat_id": "s"}}  # fmt: skip
+    assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
+    listed = json.loads(stack.run("overdrafts", "--format", "json").stdout)["overdrafts"]
+    [mine] = [row for row in listed if row["entitlement"] == "acme-4"]
+    assert (mine["level"], mine["limit"], mine["hard_limit"], mine["state"]) == (1, 0, None, "overdraft")
+
+
+def test_what_cannot_be_answered_says_why(stack: RunningStack) -> None:
+    unknown = stack.run("usage", "nobody")
+    assert unknown.returncode == 1
+    assert "nobody" in unknown.stderr.decode()
+    bad = stack.run("terms", "acme-9", "--element", "seats", "--limit", "many")
+    assert bad.returncode == 2
+    assert httpx.get(f"http://127.0.0.1:{stack.port}/livez").status_code == 200
+
+
+def test_a_taken_data_directory_and_a_taken_port_are_told(stack: RunningStack, tmp_path: Path) -> None:
+    port, broker_port = (str(number) for number in free_ports(2))
+    taken = stack.run("up", "--data-dir", str(stack.data_dir), "--port", port, "--broker-port", broker_port)
+    assert taken.returncode == 1
+    assert "another --data-dir" in taken.stderr.decode()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        used = str(server.getsockname()[1])
+        on_port = stack.run("up", "--data-dir", str(tmp_path / "a"), "--port", used, "--broker-port", broker_port)
+        assert on_port.returncode == 1
+        assert "--port" in on_port.stderr.decode()
+        on_broker_port = stack.run("up", "--data-dir", str(tmp_path / "b"), "--port", port, "--broker-port", used)
+        assert on_broker_port.returncode == 1
+        assert used in on_broker_port.stderr.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: Path, number: int) -> None:
+    stack = RunningStack(tmp_path / "data")
+    try:
+        stack.start()
+        # Not waited for: stopping must store it.
+        sent = stack.run("import", "flexnet", str(log), "--entitlement", "acme-1", "--no-wait")
+        assert sent.returncode == 0, sent.stderr.decode()
+        assert stack.stop(number) == 0
+        assert "replaying 7 events" in stack.start()
+        days = stack.usage("acme-1", "--to", "2025-04-06", "--days", "3")
+        assert [(day["min"], day["max"], day["closing"]) for day in days] == [(0, 2, 1), (1, 1, 1), (0, 3, 0)]
+        # The rebuilt state goes on where the old one was: the one who comes back is counted once.
+        event = {"specversion": "1.0", "id": "back", "source": "/t", "type": "feature.checked_out", "subject": "acme-1",
+                 "time": "2025-04-07T09:00:00Z", "data": {"seat_id": "ann@wks1", "element": "RENDER"}}  # fmt: skip
+        assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
+        [day] = stack.usage("acme-1", "--to", "2025-04-07", "--days", "1")
+        assert (day["opening"], day["max"], day["closing"]) == (0, 1, 1)
+        assert stack.stop(number) == 0
+    finally:
+        stack.kill()
+
+
+def test_the_demo_shows_thirty_days_and_ends() -> None:
+    port, broker_port = (str(number) for number in free_ports(2))
+    demo = [*SEATMARK, "demo", "--port", port, "--broker-port", broker_port]
+    done = subprocess.run(demo, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2026-") + done.stdout.count("2027-") >= 30 or done.stdout.count("│20") >= 30
+    assert "Borealis Studios" in done.stdout
+    assert f"http://127.0.0.1:{port}/docs" in done.stderr
