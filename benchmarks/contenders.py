@@ -16,7 +16,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processors.agents import ChunkProcessor, Topics
-from processors.app import WorkerConfig, create_worker, make_producers
+from processors.app import WorkerConfig, create_worker, make_producers, relax_garbage_collection
 from processors.codec import encode_changes
 from processors.domain.days import Calendar
 from processors.domain.ledger import position_of
@@ -47,6 +47,7 @@ async def worker(brokers: str, partitions: int, events: int) -> float:
 
 async def bare(brokers: str, partitions: int, events: int) -> float:
     """The same chunks, read by a plain loop."""
+    relax_garbage_collection()
     incarnation = await topic_incarnation(brokers, INPUT.events)
     states = PartitionStates(Calendar("UTC"), LATE_AFTER_MS, incarnation)
     consumer = AIOKafkaConsumer(bootstrap_servers=brokers, fetch_max_wait_ms=20, max_partition_fetch_bytes=4 * 1024 * 1024)
@@ -65,6 +66,7 @@ async def bare(brokers: str, partitions: int, events: int) -> float:
     running = asyncio.ensure_future(loop())
     rate = await _events_per_second(lambda: _applied(states, partitions), events)
     running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     await consumer.stop()
     return rate
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from benchmarks.contenders import CONTENDERS, INPUT
 from benchmarks.open_seats import cost_by_open_seats
 from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable
+from processors.app import worker_group
 from schemas.events import format_time
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
@@ -59,7 +60,7 @@ async def prepare(brokers: str, count: int) -> None:
     """Topics for all contenders, and the events on the one that they share."""
     for prefix in (INPUT.prefix, "bare-", "idio-"):
         await ensure_topics(brokers, prefix=prefix, partitions=PARTITIONS, replication=1)
-    producer = AIOKafkaProducer(bootstrap_servers=brokers, linger_ms=10, max_batch_size=256 * 1024, compression_type="lz4")
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, linger_ms=10, max_batch_size=256 * 1024, compression_type="snappy")
     await producer.start()
     for key, value in events(count):
         await producer.send(INPUT.events, key=key, value=value)
@@ -67,17 +68,26 @@ async def prepare(brokers: str, count: int) -> None:
 
 
 async def forget(brokers: str) -> None:
-    """Drop everything but the events, so that each run starts on empty topics and without state."""
+    """Drop everything but the events, and begin them again: each run starts on empty topics and without state."""
     admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
     await admin.start()
     keep = INPUT.events
     await admin.delete_topics([name for name in await admin.list_topics() if name != keep and not name.startswith("__")])
-    groups = [name for name, _ in await admin.list_consumer_groups()]
-    if groups:
-        await admin.delete_consumer_groups(groups)
     await admin.close()
     for prefix in (INPUT.prefix, "bare-", "idio-"):
         await ensure_topics(brokers, prefix=prefix, partitions=PARTITIONS, replication=1)
+    await rewind(brokers)
+
+
+async def rewind(brokers: str) -> None:
+    """Commit the beginning of the events for the groups of the contenders."""
+    for group in (worker_group(INPUT.prefix), "idiomatic"):
+        consumer = AIOKafkaConsumer(bootstrap_servers=brokers, group_id=group, enable_auto_commit=False)
+        await consumer.start()
+        places = [TopicPartition(INPUT.events, partition) for partition in range(PARTITIONS)]
+        consumer.assign(places)
+        await consumer.commit(dict.fromkeys(places, 0))
+        await consumer.stop()
 
 
 def run_contender(name: str, brokers: str, count: int) -> float:

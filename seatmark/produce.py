@@ -45,7 +45,7 @@ async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on
     """
     topic = Topics(prefix).events
     produced = Produced()
-    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=5, compression_type="lz4",
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=5, compression_type="snappy",
                                 max_request_size=2 * 1024 * 1024)  # fmt: skip
     await producer.start()
     try:

@@ -36,7 +36,7 @@ async def rebuild_state(
     if not total:
         return 0
     topic = Topics(topic_prefix).changelog
-    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", compression_type="lz4", max_batch_size=_BATCH_BYTES)
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", compression_type="snappy", max_batch_size=_BATCH_BYTES)
     await producer.start()
     sent: list[asyncio.Future[object]] = []
     try:
