@@ -108,8 +108,8 @@ def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
             raise UnreadableState(f"a state record with the unknown key {key!r}")
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise UnreadableState(
-            f"the state record with key {key!r} cannot be read ({error}); it is of another version of Seatmark: "
-            "delete the changelog topic and rebuild the state from the raw log"
+            f"the state record with key {key!r} cannot be read ({error}): it is of another version of Seatmark, or damaged. "
+            "Run the version that wrote it"
         ) from error
     return None
 

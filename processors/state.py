@@ -96,17 +96,18 @@ class PartitionStates:
         if cursor.state_version != STATE_VERSION:
             raise StateRefused(
                 f"the state of partition {partition} has the layout {cursor.state_version}, and this version of Seatmark reads "
-                f"{STATE_VERSION}: run the version that wrote it, or start from an empty changelog"
+                f"{STATE_VERSION}: run the version that wrote it"
             )
         if cursor.timezone != self._calendar.timezone:
             raise StateRefused(
                 f"the state of partition {partition} has days in the time zone {cursor.timezone}, but SEATMARK_TIMEZONE "
-                f"is {self._calendar.timezone}: set it back, or start from an empty changelog"
+                f"is {self._calendar.timezone}: set it back"
             )
         # A rebuilt state has no incarnation yet: it goes on with whichever topic there is.
         if cursor.incarnation not in ("", self._incarnation):
             raise StateRefused(
                 f"the state of partition {partition} belongs to another incarnation of the source topic "
                 f"({cursor.incarnation}; the topic's id is now {self._incarnation}): it was deleted and created again, "
-                "and its offsets no longer say what was applied"
+                "and its offsets no longer say what was applied. Restore the topic that the state belongs to, or start on "
+                "other topics (SEATMARK_TOPIC_PREFIX) with an empty store"
             )

@@ -26,6 +26,7 @@ from aiokafka.errors import KafkaError
 
 from processors.app import worker_group
 from schemas.errors import Explained
+from seatmark.children import end_with_parent
 from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_stored
 from seatmark.settings import PREFIX
 from seatmark.tansu import Tansu
@@ -242,6 +243,7 @@ async def _run(command: str, plan: StackPlan, output: int | None) -> asyncio.sub
         env=plan.environment(),
         # Ctrl-C reaches only us; we stop the children in order.
         start_new_session=True,
+        preexec_fn=end_with_parent,
     )
 
 

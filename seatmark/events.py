@@ -134,10 +134,12 @@ def flexnet(
         say(f"  {count:>8,} events of {feature}" + (f", {still_out} units out at the end" if still_out else ""))
     for kind, count in sorted(summary.skipped.items()):
         say(f"  {count:>8,} lines skipped: {kind}")
+    for number, problem in produced.refused:
+        say(f"event {number} of the log was left out: {problem}")
     for number, text in summary.unreadable:
         say(f"line {number} looks like a checkout, but could not be read: {text}")
     say(f"sent {produced.sent:,} events to {entitlement}")
-    if summary.unreadable:
+    if summary.unreadable or produced.refused:
         raise typer.Exit(1)
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from schemas.errors import Explained
+from seatmark.children import end_with_parent
 
 HOST = "127.0.0.1"
 
@@ -65,6 +66,7 @@ class Tansu:
             env=environment | {"NO_COLOR": "1"},
             # In a session of its own: on Ctrl-C the worker must still be able to finish what it holds.
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         try:
             self._wait_until_ready()

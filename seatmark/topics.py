@@ -74,7 +74,7 @@ async def _check(admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, p
         found_settings = settings.get(prefix + topic.name, {})
         for key, value in topic.config.items():
             found_value = found_settings.get(key)
-            # A broker that does not tell a setting (the embedded one tells none) leaves nothing to compare.
+            # A setting that the broker does not know, and so does not tell, cannot be compared.
             if found_value is not None and found_value != value:
                 wrong.append(f"{prefix + topic.name}: {key} is {found_value}, expected {value}. Alter the topic's setting")
     if wrong:

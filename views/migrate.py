@@ -12,10 +12,11 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from clickhouse_migrations.clickhouse_cluster import ClickhouseCluster
 from clickhouse_migrations.connection import CLICKHOUSE_CONNECT, ClickhouseConnectConnection, Connection
+from clickhouse_migrations.exceptions import MigrationException
 
 from processors.domain.days import Calendar
 from schemas.errors import Explained
-from views.store import connect, explained
+from views.store import address_of, connect, explained
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -24,6 +25,10 @@ _FIRST_DATE = datetime.date(1970, 1, 1)
 # Who never restarts within this time sees the window end; every start moves it on.
 _YEARS_AHEAD = 20
 _MS = pa.timestamp("ms", tz="UTC")
+
+
+class MigrationRefused(Explained):
+    """The tables are not as this version's migrations leave them."""
 
 
 class TimezoneChanged(Explained):
@@ -38,8 +43,7 @@ def migrate(dsn: str, timezone: str) -> None:
     Raises StoreUnavailable: see there.
     Raises TimezoneChanged: there are day rows of another time zone.
     Raises ValueError: there is no such time zone.
-    Raises clickhouse_migrations.exceptions.MigrationException: the store is newer than this program, or a migration
-        that was applied is not the same any more.
+    Raises MigrationRefused: the store is newer than this program, or a migration that was applied is not the same any more.
     """
     calendar = Calendar(timezone)
     try:
@@ -52,6 +56,11 @@ def migrate(dsn: str, timezone: str) -> None:
             client.close()
     except DatabaseError as error:
         raise explained(dsn, error) from error
+    except MigrationException as error:
+        raise MigrationRefused(
+            f"the tables in {address_of(dsn)} were made by another version of Seatmark, newer or changed: {error}. "
+            "Run that version, or choose another database"
+        ) from error
 
 
 class _Cluster(ClickhouseCluster):  # type: ignore[misc]

@@ -223,9 +223,9 @@ class Ledger:
         day = self._day_at(element, t)
         day.position = position
         element.day_changed = True
-        if event.customer is not None:
+        if event.customer:
             head.event_customer = event.customer
-        if event.product is not None:
+        if event.product:
             head.event_product = event.product
 
         before = head.level

@@ -52,7 +52,7 @@ def whole(low: int, high: int) -> st.SearchStrategy[int | float]:
 
 quantities = whole(1, 10**9)
 levels = whole(0, 10**12)
-percentages = st.integers(0, 10_000_000).map(lambda n: n / 10_000) | levels | st.just(12.34567)
+percentages = st.integers(0, 10_000_000).map(lambda n: n / 10_000) | whole(0, 10**6) | st.just(12.34567)
 overdrafts = (
     st.none()
     | st.fixed_dictionaries(

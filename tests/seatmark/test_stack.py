@@ -82,10 +82,14 @@ class RunningStack:
                 process.kill()
             self._up.wait()
 
+    def children(self) -> list[psutil.Process]:
+        """The processes of all parts: broker, store and worker."""
+        assert self._up is not None
+        return psutil.Process(self._up.pid).children()
+
     def child(self, command: str) -> psutil.Process:
         """The process of one part."""
-        assert self._up is not None
-        [child] = [p for p in psutil.Process(self._up.pid).children() if p.cmdline()[-1:] == [command]]
+        [child] = [process for process in self.children() if process.cmdline()[-1:] == [command]]
         return child
 
     def run(self, *arguments: str, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
@@ -226,6 +230,19 @@ def test_a_taken_data_directory_and_a_taken_port_are_told(stack: RunningStack, t
         on_broker_port = stack.run("up", "--data-dir", str(tmp_path / "b"), "--port", port, "--broker-port", used)
         assert on_broker_port.returncode == 1
         assert used in on_broker_port.stderr.decode()
+
+
+def test_killed_it_leaves_no_process_behind(tmp_path: Path) -> None:
+    stack = RunningStack(tmp_path / "data")
+    try:
+        stack.start()
+        children = stack.children()
+        assert len(children) == 3
+        stack.stop(signal.SIGKILL)
+        gone, alive = psutil.wait_procs(children, timeout=30)
+        assert (len(gone), alive) == (3, [])
+    finally:
+        stack.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,13 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from clickhouse_migrations.exceptions import MigrationException
 
 from processors.domain.days import Calendar
 from schemas.activity import ACTIVITY_SCHEMA
 from schemas.days import DayMark, DayRow
 from views import migrate as migrate_module
-from views.migrate import MIGRATIONS, TimezoneChanged, migrate
+from views.migrate import MIGRATIONS, MigrationRefused, TimezoneChanged, migrate
 from views.store import connect
 
 _CREATED = re.compile(r"^CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -150,5 +149,5 @@ def test_a_migration_that_was_changed_afterwards_is_refused(
     for file in MIGRATIONS.glob("*.sql"):
         (tmp_path / file.name).write_text(file.read_text() + "-- changed\n")
     monkeypatch.setattr(migrate_module, "MIGRATIONS", tmp_path)
-    with pytest.raises(MigrationException, match="md5"):
+    with pytest.raises(MigrationRefused, match="md5"):
         migrate(dsn, "UTC")

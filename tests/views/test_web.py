@@ -181,7 +181,7 @@ async def test_an_entitlement(api: httpx.AsyncClient, client: Client, put: Put, 
         ),
     )  # fmt: skip
     assert (await api.get(path_of(entitlement))).json() == {
-        "entitlement": entitlement, "customer": "cus-new", "product": "cad-pro", "name": "CAD for all",
+        "entitlement": entitlement, "customer": "cus-new", "product": "cad-pro", "name": "CAD for all", "timezone": "UTC",
         "elements": [
             {"element": "render", "kind": "counter", "level": 3, "limit": None, "hard_limit": None, "terms_known": False,
              "state": "within", "as_of": "2026-11-20T00:00:00.000Z"},

@@ -66,6 +66,7 @@ class Entitlement(BaseModel):
     customer: str | None
     product: str | None
     name: str | None
+    timezone: str = Field(description="the reporting time zone, an IANA name")
     elements: list[ElementNow]
 
 

@@ -94,14 +94,17 @@ def create_app(
     def entitlement(entitlement: str) -> Entitlement:
         """An entitlement, and how its elements stand."""
         elements = elements_of(entitlement)
-        # Each element keeps what its own latest event said; the latest of all says it for the entitlement.
-        latest = max(elements, key=lambda element: element["as_of"])
+        timezone, _ = reporting_day(now())
+        # Each element keeps what its own events said; the latest that says anything says it for the entitlement.
+        latest_last = sorted(elements, key=lambda element: element["as_of"])
+        said = {field: element[field] for element in latest_last for field in ("customer", "product", "name") if element[field]}
         return Entitlement.model_validate(
             {
                 "entitlement": entitlement,
-                "customer": latest["customer"],
-                "product": latest["product"],
-                "name": latest["name"],
+                "customer": said.get("customer"),
+                "product": said.get("product"),
+                "name": said.get("name"),
+                "timezone": timezone,
                 "elements": [_with_times(element, "as_of") for element in elements],
             }
         )
