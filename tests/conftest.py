@@ -1,3 +1,12 @@
-"""What all tests share: the fixtures with running brokers and stores."""
+"""What all tests share: the fixtures with running brokers and stores, and how hypothesis draws."""
+
+import os
+
+from hypothesis import settings
 
 pytest_plugins = ["tests.fixtures_brokers", "tests.fixtures_stores"]
+
+# In CI the same examples each time, so that a change fails for what it changed; elsewhere new ones, which find more.
+settings.register_profile("ci", derandomize=True)
+settings.register_profile("here", print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")

@@ -5,7 +5,7 @@
 -- Sort key. Every reader asks for one entitlement, most for a range of time: `entitlement, time` first keeps that to a few
 -- granules, and a page of history is read in order. `element` comes after `time`, because a history without a filter on the
 -- element is the usual one. `source, id` complete the identity of a row: its duplicates have the same key, the one with the
--- highest version stays (docs/semantics.md, 'Storage'), and FINAL shows it before the merge does.
+-- highest version stays (docs/numbers.md, 'Storage'), and FINAL shows it before the merge does.
 -- Partitions by month: by week or day, a page of one entitlement touches too many parts.
 -- The deduplication window is what makes `insert_deduplication_token` count; it is needed on every target of a view too.
 CREATE TABLE IF NOT EXISTS activity

@@ -1,5 +1,5 @@
 -- What analysts read, and the application too: the same numbers everywhere. These views carry and complete stored rows
--- (docs/semantics.md, 'The day row'); what an event means is decided before it is stored.
+-- (docs/numbers.md, 'The day row'); what an event means is decided before it is stored.
 
 -- The days up to `last_day`, `days` of them, as they stand at the instant `at`: one row per element and date.
 -- entitlement, element: '' is all of them.

@@ -1,7 +1,8 @@
 """The API's reference as one HTML page, made of the OpenAPI document: no script, nothing to fetch from elsewhere."""
 
+import re
 from collections.abc import Sequence
-from html import escape
+from html import escape as _escape
 from typing import Any
 
 _STYLE = (
@@ -9,6 +10,11 @@ _STYLE = (
     "table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.3rem .6rem;text-align:left;"
     "vertical-align:top}code{font-family:ui-monospace,monospace}"
 )
+
+
+def escape(text: str) -> str:
+    """The text for HTML, with `code` in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
 
 
 def reference_page(schema: dict[str, Any]) -> str:
