@@ -17,6 +17,7 @@ from schemas.events import Refused, decode
 
 _IN_FLIGHT = 5_000
 _POLL_SECONDS = 0.1
+_FETCH_WAIT_MS = 20
 
 
 def sink_group(topic_prefix: str) -> str:
@@ -139,10 +140,19 @@ async def group_is_stable(brokers: str, group: str) -> bool:
 
 
 async def _end_offsets(brokers: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=brokers)
+    """The offset after the last record of each partition.
+
+    Taken from fetch responses: asked for the latest offset, the embedded broker gives the first of the last batch + 1.
+    """
+    consumer = AIOKafkaConsumer(bootstrap_servers=brokers, fetch_max_wait_ms=_FETCH_WAIT_MS, enable_auto_commit=False)
     await consumer.start()
     try:
-        ends: dict[TopicPartition, int] = await consumer.end_offsets(places)
+        consumer.assign(places)
+        await consumer.seek_to_end(*places)
+        ends: dict[TopicPartition, int] = {}
+        while len(ends) < len(places):
+            await consumer.getmany(timeout_ms=2 * _FETCH_WAIT_MS)
+            ends = {place: end for place in places if (end := consumer.highwater(place)) is not None}
         return ends
     finally:
         await consumer.stop()

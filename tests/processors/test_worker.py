@@ -12,7 +12,9 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
-from processors.agents import Topics
+from processors import agents
+from processors.agents import ChunkFailed, Topics
+from processors.app import WorkerConfig, run_worker
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import alert_of
@@ -248,3 +250,28 @@ async def test_an_error_stops_the_worker_and_names_the_place(deployment: Deploym
     with running_worker(settings, deployment.log) as worker:
         assert worker.wait(60) == 1
     assert "SEATMARK_TIMEZONE is Europe/Paris" in deployment.log.read_text()
+
+
+async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committed(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deployment.send(some_events(100, start=now_ms() - 100 * 40_000))
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the fold is broken")
+
+    monkeypatch.setattr(agents, "fold_chunk", fail)
+    config = WorkerConfig(
+        brokers=deployment.bootstrap, topic_prefix=deployment.prefix, partitions=PARTITIONS, timezone="UTC",
+        late_after_ms=HOUR, session_timeout_ms=6000, rebalance_timeout_ms=2000,
+    )  # fmt: skip
+    with pytest.raises(ChunkFailed) as failed:
+        await asyncio.wait_for(run_worker(config, asyncio.Event()), 60)
+    assert f"{deployment.topics.events}[" in str(failed.value)
+    assert "offsets 0 to" in str(failed.value)
+    assert "the fold is broken" in str(failed.value)
+    monkeypatch.undo()
+    # Nothing of it was taken for done: a worker without the defect does it all.
+    with running_worker(deployment.settings, deployment.log):
+        await deployment.applied()
+    await assert_outputs(deployment, deployment.expected())
