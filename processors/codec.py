@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from processors.domain.element import Element, Head
 from processors.domain.holds import Hold, IdBlock
-from processors.domain.ledger import Changes, Element, Head, Ledger
+from processors.domain.ledger import Changes, Ledger
 from schemas.errors import Explained
 
 # Raised when the layout of a record changes; state of another layout is refused, and rebuilt from the raw log.

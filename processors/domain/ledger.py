@@ -4,11 +4,11 @@
 each event once, ordered by time: then no event is late, and the two are equal when all arrived in order.
 """
 
-from collections.abc import Callable
-
-from msgspec import Struct, field
+from msgspec import Struct
 
 from processors.domain.days import Calendar, Day
+from processors.domain.effects import EFFECTS
+from processors.domain.element import NEVER, Element, Head, last_change
 from processors.domain.holds import (
     BLOCK_IDS,
     IDENTITY_BYTES,
@@ -18,13 +18,24 @@ from processors.domain.holds import (
     contains,
     identity_of,
 )
-from processors.domain.overdraft import OVERDRAWN, State, Terms, alert_type, state_of, terms_of
+from processors.domain.overdraft import OVERDRAWN, State, Terms, alert_type, state_of
 from schemas.alerts import AlertType
 from schemas.days import DayMark, DayRow
 from schemas.events import Event
 
-_NEVER = -1
 _BLOCK_BYTES = BLOCK_IDS * IDENTITY_BYTES
+_EXPIRIES = frozenset({"seat.expired", "feature.expired"})
+_COUNTER_EVENTS = frozenset({"feature.used", "feature.reset"})
+_HOLD_EVENTS = frozenset(
+    {
+        "seat.activated",
+        "seat.refreshed",
+        "seat.deactivated",
+        "feature.checked_out",
+        "feature.returned",
+        "feature.refreshed",
+    }
+)
 # An epoch counts the incarnations of the source topic; offsets start again in each.
 _EPOCH_SHIFT = 48
 
@@ -32,89 +43,6 @@ _EPOCH_SHIFT = 48
 def position_of(epoch: int, offset: int) -> int:
     """One sortable number for (epoch, offset)."""
     return (epoch << _EPOCH_SHIFT) | offset
-
-
-def epoch_and_offset(position: int) -> tuple[int, int]:
-    """The inverse of `position_of`."""
-    return position >> _EPOCH_SHIFT, position & ((1 << _EPOCH_SHIFT) - 1)
-
-
-class Head(Struct, gc=False, array_like=True):
-    """An element's state without its holds. Units, ms since 1970; -1 where something never happened.
-
-    clock: never runs back. total: of a counter. counter_since, snapshot_at, terms_at: time of the last reset or counter
-    snapshot, of the last pool snapshot, of the terms in force.
-    entered_at, peak, peak_overage: of the overdraft it is in.
-    recent, recent_latest: the open block of remembered ids, and the latest time among them.
-    """
-
-    entitlement: str
-    element: str
-    level: int = 0
-    total: int = 0
-    clock: int = _NEVER
-    state: State = "within"
-    terms: Terms | None = None
-    terms_at: int = _NEVER
-    counter_since: int = _NEVER
-    snapshot_at: int = _NEVER
-    is_counter: bool = False
-    terms_customer: str | None = None
-    terms_product: str | None = None
-    event_customer: str | None = None
-    event_product: str | None = None
-    name: str | None = None
-    lease_policy: str | None = None
-    entered_at: int | None = None
-    peak: int = 0
-    peak_overage: int = 0
-    day: Day | None = None
-    recent: bytes = b""
-    recent_latest: int = _NEVER
-    next_block: int = 0
-
-    @property
-    def customer(self) -> str | None:
-        """Of the latest terms, else of the latest event that names one."""
-        return self.terms_customer or self.event_customer
-
-    @property
-    def product(self) -> str | None:
-        """Of the latest terms, else of the latest event that names one."""
-        return self.terms_product or self.event_product
-
-    @property
-    def kind(self) -> str:
-        """`pool` or `counter`: as the terms say, else by the events seen."""
-        if self.terms is not None and self.terms.kind is not None:
-            return self.terms.kind
-        return "counter" if self.is_counter else "pool"
-
-
-class Element(Struct):
-    """An element in memory: its head, its holds by seat, the closed ones among them, its full blocks of ids.
-
-    changed, changed_holds, changed_blocks, day_changed: what differs from the state that was last taken.
-    """
-
-    head: Head
-    holds: dict[str, Hold] = field(default_factory=dict)
-    closed: dict[str, None] = field(default_factory=dict)
-    blocks: list[IdBlock] = field(default_factory=list)
-    changed: bool = False
-    day_changed: bool = False
-    changed_holds: set[str] = field(default_factory=set)
-    changed_blocks: dict[int, IdBlock | None] = field(default_factory=dict)
-
-    def knows(self, identity: bytes) -> bool:
-        """Whether an event with this identity is remembered."""
-        if contains(self.head.recent, identity):
-            return True
-        # A loop, not any(): a generator costs more than the one or two looks that it takes here.
-        for block in self.blocks:  # noqa: SIM110
-            if contains(block.ids, identity):
-                return True
-        return False
 
 
 class Transition(Struct, frozen=True, gc=False, kw_only=True):
@@ -229,7 +157,7 @@ class Ledger:
             head.event_product = event.product
 
         before = head.level
-        effect = _EFFECTS[event.type](element, hold, event, identity, position)
+        effect = EFFECTS[event.type](element, hold, event, identity, position)
         level, terms = head.level, head.terms
         day.see_level(level, terms)
         if element.closed:
@@ -267,12 +195,12 @@ class Ledger:
         if kind == "entitlement.changed":
             return time < head.terms_at
         if kind in _EXPIRIES:
-            return time < _last_change(head, hold)
+            return time < last_change(head, hold)
         if time < head.clock - self._late_after:
             return True
         if kind in _COUNTER_EVENTS or event.level is not None:
             return time < head.counter_since
-        return kind in _HOLD_EVENTS and time < _last_change(head, hold)
+        return kind in _HOLD_EVENTS and time < last_change(head, hold)
 
     def _day_at(self, element: Element, t: int) -> Day:
         """The day of t, brought forward to t with the level and the terms that held until then."""
@@ -307,7 +235,7 @@ class Ledger:
         if len(head.recent) < _BLOCK_BYTES:
             return
         block = IdBlock(head.next_block, head.recent_latest, head.recent)
-        head.recent, head.recent_latest, head.next_block = b"", _NEVER, head.next_block + 1
+        head.recent, head.recent_latest, head.next_block = b"", NEVER, head.next_block + 1
         element.blocks.append(block)
         element.changed_blocks[block.number] = block
         # The last full block stays whatever its age; of a counter, all that a repeat could still get past.
@@ -369,11 +297,6 @@ class Ledger:
         )
 
 
-def _last_change(head: Head, hold: Hold | None) -> int:
-    """A pool snapshot is the last change of every seat that it does not name, known or not."""
-    return head.snapshot_at if hold is None else max(hold.changed_at, head.snapshot_at)
-
-
 def _transition(head: Head, event: Event, t: int) -> Transition | None:
     """Bring the state up to date with level and terms; the transition, if that changed it."""
     terms = head.terms
@@ -413,177 +336,3 @@ def _transition(head: Head, event: Event, t: int) -> Transition | None:
         peak=peak if left else None,
         peak_overage=peak_overage if left else None,
     )
-
-
-# --- Effects: one function per kind of event. Each changes holds, total or terms, keeps `level` their sum, counts the
-# --- event in its day, and says whether it changed anything.
-
-_Effect = Callable[[Element, Hold | None, Event, bytes, int], bool]
-
-
-def _set_hold(
-    element: Element, hold: Hold | None, seat: str, quantity: int, lease_end: int | None, event: Event, identity: bytes,
-    position: int,
-) -> None:  # fmt: skip
-    """Write a hold as this event leaves it, and the level with it."""
-    head = element.head
-    if hold is None:
-        hold = element.holds[seat] = Hold(0, event.time, position, None, b"")
-    head.level += quantity - hold.quantity
-    if quantity == 0:
-        element.closed.pop(seat, None)
-        element.closed[seat] = None
-    elif hold.quantity == 0:
-        element.closed.pop(seat, None)
-    if event.time == hold.changed_at:
-        hold.ids += identity
-    else:
-        hold.ids = identity
-    hold.quantity, hold.lease_end, hold.changed_at, hold.position = quantity, lease_end, event.time, position
-    element.changed_holds.add(seat)
-
-
-def _activated(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    _day(element).activations += 1
-    return _open(element, hold, event, identity, position, 1)
-
-
-def _refreshed(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    _day(element).refreshes += 1
-    # A refresh of a hold that is not open opens it: the server says that it is in use.
-    return _open(element, hold, event, identity, position, event.quantity or 1)
-
-
-def _open(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int, quantity: int) -> bool:
-    if hold is not None and hold.quantity:
-        quantity = hold.quantity
-    _set_hold(element, hold, _seat(event), quantity, event.lease_end, event, identity, position)
-    return True
-
-
-def _checked_out(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    _day(element).activations += 1
-    quantity = (event.quantity or 1) + (hold.quantity if hold is not None else 0)
-    _set_hold(element, hold, _seat(event), quantity, event.lease_end, event, identity, position)
-    return True
-
-
-def _given_back(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    _day(element).deactivations += 1
-    held = hold.quantity if hold is not None else 0
-    # Without a quantity (as always with seats) all of it goes back; a hold never goes below 0.
-    left = 0 if event.quantity is None else max(0, held - event.quantity)
-    lease_end = hold.lease_end if hold is not None and left else None
-    _set_hold(element, hold, _seat(event), left, lease_end, event, identity, position)
-    return True
-
-
-def _expired(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    if hold is None or not hold.quantity or hold.lease_end is None or hold.lease_end > event.time:
-        return False
-    _day(element).deactivations += 1
-    _set_hold(element, hold, _seat(event), 0, None, event, identity, position)
-    return True
-
-
-def _denied(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    _day(element).denials += 1
-    return False
-
-
-def _used(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    head, quantity = element.head, event.quantity or 1
-    head.is_counter = True
-    _day(element).units_used += quantity
-    head.total += quantity
-    head.level += quantity
-    return True
-
-
-def _reset(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    return _set_total(element.head, 0, event.time)
-
-
-def _set_total(head: Head, total: int, time: int) -> bool:
-    head.is_counter = True
-    head.level += total - head.total
-    head.total = total
-    head.counter_since = time
-    return True
-
-
-def _changed(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    head = element.head
-    assert event.terms is not None
-    head.terms = terms_of(event.terms[head.element])
-    head.terms_at = event.time
-    head.terms_customer, head.terms_product = event.customer, event.product
-    head.name, head.lease_policy = event.name, event.lease_policy
-    _day(element).see_terms(head.terms)
-    return True
-
-
-def _snapshot(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    head = element.head
-    if event.level is not None:
-        return _set_total(head, event.level, event.time)
-    named = {sent.seat_id: sent for sent in event.holds or ()}
-    for seat, held in list(element.holds.items()):
-        if seat in named or held.changed_at > event.time:
-            continue
-        # Closed by not being named. It need not be remembered (`snapshot_at` is its last change from now on), unless a
-        # repeat of what changed it at this very moment could open it again.
-        if held.changed_at == event.time:
-            _set_hold(element, held, seat, 0, None, event, identity, position)
-        else:
-            head.level -= element.holds.pop(seat).quantity
-            element.closed.pop(seat, None)
-            element.changed_holds.add(seat)
-    for seat, sent in named.items():
-        known = element.holds.get(seat)
-        if _last_change(head, known) <= event.time:
-            lease_end = sent.lease_end if sent.quantity else None
-            _set_hold(element, known, seat, sent.quantity, lease_end, event, identity, position)
-    head.snapshot_at = max(head.snapshot_at, event.time)
-    return True
-
-
-def _seat(event: Event) -> str:
-    assert event.seat_id is not None
-    return event.seat_id
-
-
-def _day(element: Element) -> Day:
-    day = element.head.day
-    assert day is not None
-    return day
-
-
-_EFFECTS: dict[str, _Effect] = {
-    "seat.activated": _activated,
-    "seat.refreshed": _refreshed,
-    "seat.deactivated": _given_back,
-    "seat.expired": _expired,
-    "seat.denied": _denied,
-    "feature.checked_out": _checked_out,
-    "feature.returned": _given_back,
-    "feature.refreshed": _refreshed,
-    "feature.expired": _expired,
-    "feature.denied": _denied,
-    "feature.used": _used,
-    "feature.reset": _reset,
-    "entitlement.changed": _changed,
-    "entitlement.snapshot": _snapshot,
-}
-_EXPIRIES = frozenset({"seat.expired", "feature.expired"})
-_COUNTER_EVENTS = frozenset({"feature.used", "feature.reset"})
-_HOLD_EVENTS = frozenset(
-    {
-        "seat.activated",
-        "seat.refreshed",
-        "seat.deactivated",
-        "feature.checked_out",
-        "feature.returned",
-        "feature.refreshed",
-    }
-)

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from processors.agents import ChunkOutputs, fold_chunk
 from processors.codec import STATE_VERSION, Cursor, StateRecord, UnreadableState, encode_changes, encode_cursor, restore
 from processors.domain.days import Calendar
-from processors.domain.ledger import Ledger, epoch_and_offset, position_of
+from processors.domain.ledger import Ledger, position_of
 from processors.state import PartitionState, PartitionStates, StateRefused
 from schemas.activity import decode_activity
 from schemas.days import DayRecord
 from schemas.events import FUTURE_TOLERANCE_MS, MAX_EVENT_BYTES, Refused, decode
+from tests.positions import epoch_and_offset
 from tests.processors.domain.test_ledger import (
     activated,
     changed,

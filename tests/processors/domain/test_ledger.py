@@ -10,12 +10,14 @@ import orjson
 import pytest
 
 from processors.domain.days import Calendar
+from processors.domain.element import Head
 from processors.domain.holds import contains
-from processors.domain.ledger import Changes, Head, Ledger, Outcome, Transition, epoch_and_offset, position_of
+from processors.domain.ledger import Changes, Ledger, Outcome, Transition, position_of
 from processors.outputs import alert_of
 from schemas.alerts import encode_alert
 from schemas.days import DayMark, DayRow
 from schemas.events import decode, parse_time
+from tests.positions import epoch_and_offset
 
 Document = dict[str, Any]
 
