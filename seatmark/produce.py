@@ -97,6 +97,8 @@ async def wait_until_stored(
     on_progress(left): called with the number of events that the worker has still to apply.
     Raises NotStored: nothing moved for that long; says which of the two.
     """
+    if not ends:
+        return
     topics = Topics(prefix)
     await worker_applied(ends, brokers=brokers, prefix=prefix, seconds=timeout, on_progress=on_progress)
     async with _admin(brokers) as admin:

@@ -232,6 +232,16 @@ def test_a_taken_data_directory_and_a_taken_port_are_told(stack: RunningStack, t
         assert used in on_broker_port.stderr.decode()
 
 
+def test_stopped_before_anything_happened_it_ends_cleanly_and_starts_again(tmp_path: Path) -> None:
+    stack = RunningStack(tmp_path / "data")
+    try:
+        for _ in range(2):
+            assert "replaying" not in stack.start()
+            assert stack.stop(signal.SIGINT) == 0
+    finally:
+        stack.kill()
+
+
 def test_killed_it_leaves_no_process_behind(tmp_path: Path) -> None:
     stack = RunningStack(tmp_path / "data")
     try:
