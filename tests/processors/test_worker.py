@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 
 from processors import agents
 from processors.agents import ChunkFailed, Topics
-from processors.app import WorkerConfig, run_worker
+from processors.app import WorkerConfig, run_worker, worker_group
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import alert_of
@@ -24,6 +24,7 @@ from schemas.days import DayRow, decode_day
 from schemas.events import decode, format_time
 from seatmark.produce import worker_applied
 from seatmark.topics import ensure_topics
+from tests.brokers import admin_client
 from tests.worker_process import running_worker, settings_of
 
 PARTITIONS = 2
@@ -275,3 +276,33 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
     with running_worker(deployment.settings, deployment.log):
         await deployment.applied()
     await assert_outputs(deployment, deployment.expected())
+
+
+@pytest.mark.kafka
+async def test_a_second_worker_shares_the_work_and_its_end_changes_nothing(kafka: Any, tmp_path: Path) -> None:
+    """On Kafka only: the embedded broker serves one worker."""
+    deployment = Deployment(kafka.bootstrap, tmp_path)
+    await deployment.create()
+    start = now_ms() - 9000 * 40_000
+    await deployment.send(some_events(3000, start=start))
+    with running_worker(deployment.settings, deployment.log):
+        await deployment.applied()
+        with running_worker(deployment.settings, tmp_path / "second.log") as second:
+            await _members(deployment, 2)
+            await deployment.send(some_events(3000, first=3000, start=start))
+            await deployment.applied()
+            second.kill()
+        await deployment.send(some_events(3000, first=6000, start=start))
+        await deployment.applied()
+    await assert_outputs(deployment, deployment.expected())
+
+
+async def _members(deployment: Deployment, count: int) -> None:
+    """Wait until so many workers have their partitions."""
+    async with admin_client(deployment.bootstrap) as admin:
+        while True:
+            [response] = await admin.describe_consumer_groups([worker_group(deployment.prefix)])
+            [(_, _, state, _, _, members)] = response.groups
+            if state == "Stable" and len(members) == count:
+                return
+            await asyncio.sleep(0.1)
