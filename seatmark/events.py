@@ -113,7 +113,7 @@ def flexnet(
 ) -> None:
     """Import the debug log of a FlexNet license server: one entitlement, one pool for each feature.
 
-    Importing the same log again, or one that overlaps, changes no number.
+    Importing the same log again, or one that overlaps, changes no level, limit or alert; its days then read provisional.
     """
     from connectors.flexnet import FlexNetReader
 
