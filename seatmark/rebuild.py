@@ -14,6 +14,8 @@ from processors.rebuild import RawRow, rebuilt_state
 _RAW_LOG = "SELECT entitlement, element, epoch, offset, event FROM activity FINAL ORDER BY entitlement"
 _IN_FLIGHT = 20_000
 _BATCH_BYTES = 768 * 1024
+# A record with a very long id, or with many ids of one moment, is larger than a batch.
+_REQUEST_BYTES = 64 * 1024 * 1024
 
 
 async def rebuild_state(
@@ -36,7 +38,13 @@ async def rebuild_state(
     if not total:
         return 0
     topic = Topics(topic_prefix).changelog
-    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", compression_type="snappy", max_batch_size=_BATCH_BYTES)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=brokers,
+        acks="all",
+        compression_type="snappy",
+        max_batch_size=_BATCH_BYTES,
+        max_request_size=_REQUEST_BYTES,
+    )
     await producer.start()
     sent: list[asyncio.Future[object]] = []
     try:
