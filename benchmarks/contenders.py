@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.002
 
 
 async def worker(brokers: str, partitions: int, events: int) -> float:
-    """Seconds from the first chunk's end to the last's, for the events in between."""
+    """Events per second from the first chunk's end to the last's; so for the others."""
     config = WorkerConfig(
         brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, timezone="UTC", late_after_ms=LATE_AFTER_MS,
         session_timeout_ms=10_000, rebalance_timeout_ms=10_000,

@@ -64,10 +64,6 @@ class Settings(BaseSettings):
     flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, to stderr")
 
-    def masked(self) -> dict[str, str]:
-        """The values as text, without secrets."""
-        return {name: str(value) for name, value in self.model_dump().items()}
-
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings. environment: default the process's.
