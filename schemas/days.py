@@ -1,4 +1,5 @@
-"""What the worker sends to `entitlement-days`: the current row of each day that changed, and marks of disordered days.
+"""What the worker sends to `entitlement-days`: the current row of each day that changed, marks of
+disordered days, and elements that are settled again.
 
 One JSON object a record, keyed by entitlement, told apart by its `record` field. Rows of one day replace each other:
 the one with the highest `position` counts.
@@ -61,7 +62,12 @@ class DayRow(Struct, frozen=True, gc=False, kw_only=True, tag_field="record", ta
 
 
 class DayMark(Struct, frozen=True, gc=False, kw_only=True, tag_field="record", tag="mark"):
-    """Days (inclusive, local dates) of one element that saw a disordered event at `position`: to be restated."""
+    """Days (inclusive, local dates) of one element whose rows may differ from the exact ones: to be restated.
+
+    position: of the event that marked them.
+    since: the element is unsettled, and this is the position of the first mark of that time; 0: it is settled, and a day
+        that was marked before got another event.
+    """
 
     entitlement: str
     element: str
@@ -69,9 +75,18 @@ class DayMark(Struct, frozen=True, gc=False, kw_only=True, tag_field="record", t
     last_day: str
     timezone: str
     position: int
+    since: int
 
 
-DayRecord = DayRow | DayMark
+class Settled(Struct, frozen=True, gc=False, kw_only=True, tag_field="record", tag="settled"):
+    """One element whose live state is the exact one again: at `position` a correction found nothing to change."""
+
+    entitlement: str
+    element: str
+    position: int
+
+
+DayRecord = DayRow | DayMark | Settled
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(DayRecord)
 _encoder = msgspec.json.Encoder()

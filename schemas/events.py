@@ -33,6 +33,10 @@ Reason = Literal[
 
 SEATS = "seats"
 
+# The sources of events that Seatmark itself produces.
+RESTATE_SOURCE = "/seatmark/restate"
+LEASES_SOURCE = "/seatmark/leases"
+
 Id = Annotated[str, Meta(min_length=1)]
 Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
 Level = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
@@ -227,11 +231,47 @@ class SnapshotHold(Struct, frozen=True, gc=False):
     lease_end: int | None
 
 
+class CorrectedHold(Struct, frozen=True, gc=False):
+    """What a correction makes of one hold. quantity 0: closed. lease_end, changed_at: ms since 1970."""
+
+    seat_id: str
+    quantity: int
+    lease_end: int | None
+    changed_at: int
+
+
+class CorrectedTerms(Struct, frozen=True, gc=False):
+    """The terms that should be in force. changed_at: the `time` (ms) of the event that set them."""
+
+    terms: ElementTerms
+    changed_at: int
+    customer: str | None
+    product: str | None
+    name: str | None
+    lease_policy: str | None
+
+
+class Correction(Struct, frozen=True, gc=False):
+    """What an exact fold found different in the live one, at the position `basis`.
+
+    part, parts: a large correction comes in several events. holds: only those that differ. difference: of the counter's
+    total, exact minus live. terms: None where they are right.
+    """
+
+    basis: int
+    part: int
+    parts: int
+    holds: tuple[CorrectedHold, ...]
+    difference: int
+    terms: CorrectedTerms | None
+
+
 class Event(Struct, frozen=True, gc=False):
     """One entitlement event, read. Times in milliseconds since 1970, UTC.
 
     element: None only for `entitlement.changed`, which names its elements in `terms`.
     quantity: as sent; None when absent (what that means depends on the type).
+    correction: only of an `entitlement.snapshot` that Seatmark itself made; it has neither `holds` nor `level` then.
     """
 
     type: str
@@ -255,6 +295,7 @@ class Event(Struct, frozen=True, gc=False):
     terms: dict[str, ElementTerms] | None = None
     holds: tuple[SnapshotHold, ...] | None = None
     level: int | None = None
+    correction: Correction | None = None
 
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_AnyWire)

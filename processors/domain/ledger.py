@@ -226,6 +226,7 @@ class Ledger:
             last_day=last,
             timezone=self._calendar.timezone,
             position=position,
+            since=position,
         )
 
     def _remember(self, element: Element, identity: bytes, event: Event) -> None:
