@@ -15,7 +15,7 @@ from processors.domain.ledger import Changes, Ledger
 from schemas.errors import Explained
 
 # Raised when the layout of a record changes; state of another layout is refused, and rebuilt from the raw log.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 CURSOR_KEY = msgspec.msgpack.encode(("c",))
 
@@ -120,4 +120,7 @@ def finish_restore(ledger: Ledger) -> None:
     for element in ledger.elements.values():
         closed = [(hold.position, seat) for seat, hold in element.holds.items() if not hold.quantity]
         element.closed = {seat: None for _, seat in sorted(closed)}
-        element.blocks.sort(key=lambda block: block.number)
+        blocks = sorted(element.blocks, key=lambda block: block.number)
+        element.blocks = []
+        for block in blocks:
+            element.add_block(block)
