@@ -1054,6 +1054,7 @@ def test_a_disordered_event_marks_from_its_day_to_the_day_where_it_was_placed(fo
         last_day="2026-03-12",
         timezone="UTC",
         position=position_of(1, 1),
+        since=position_of(1, 1),
     )
 
 
