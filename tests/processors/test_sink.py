@@ -169,7 +169,13 @@ async def test_everything_is_stored_and_then_committed(deployment: Deployment, c
     await deployment.send(DAYS, encode_day(day(entitlement, closing=1, position=1)))
     await deployment.send(DAYS, encode_day(day(entitlement, closing=2, position=2)))
     mark = DayMark(
-        entitlement=entitlement, element="seats", first_day="2026-09-20", last_day="2026-09-21", timezone="UTC", position=2
+        entitlement=entitlement,
+        element="seats",
+        first_day="2026-09-20",
+        last_day="2026-09-21",
+        timezone="UTC",
+        position=2,
+        since=2,
     )
     await deployment.send(DAYS, encode_day(mark))
     await deployment.send(ALERTS, encode_alert(alert(entitlement, "alert-1")))
