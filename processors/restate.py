@@ -460,16 +460,22 @@ class _Writes:
         yield "days", restated_days(self.days)
         yield "activity", _restated_rows(self.rows)
         today = date.fromisoformat(self._today)
-        yield "exact_states", _of_elements(
-            [key for key, _, _ in self._checkpoints],
-            day=pa.array([today] * len(self._checkpoints), pa.date32()),
-            position=pa.array([position for _, position, _ in self._checkpoints], pa.uint64()),
-            state=pa.array([state for _, _, state in self._checkpoints], pa.binary()),
+        yield (
+            "exact_states",
+            _of_elements(
+                [key for key, _, _ in self._checkpoints],
+                day=pa.array([today] * len(self._checkpoints), pa.date32()),
+                position=pa.array([position for _, position, _ in self._checkpoints], pa.uint64()),
+                state=pa.array([state for _, _, state in self._checkpoints], pa.binary()),
+            ),
         )
-        yield "restatements", _of_elements(
-            [key for key, _ in self._restated],
-            position=pa.array([position for _, position in self._restated], pa.uint64()),
-            through=pa.array([today] * len(self._restated), pa.date32()),
+        yield (
+            "restatements",
+            _of_elements(
+                [key for key, _ in self._restated],
+                position=pa.array([position for _, position in self._restated], pa.uint64()),
+                through=pa.array([today] * len(self._restated), pa.date32()),
+            ),
         )
 
 

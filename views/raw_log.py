@@ -53,9 +53,7 @@ class RawLog:
 
     def stored_days(self, elements: Sequence[Key], first_day: str, until: str) -> dict[Key, list[str]]:
         """The days from first_day to before until that have a row."""
-        rows = self._of(
-            "stored_days", elements, first_day=date.fromisoformat(first_day), until=date.fromisoformat(until)
-        )
+        rows = self._of("stored_days", elements, first_day=date.fromisoformat(first_day), until=date.fromisoformat(until))
         return {(row[0], row[1]): row[2] for row in rows}
 
     def watermarks(self) -> dict[int, int]:
