@@ -9,13 +9,17 @@ import msgspec
 
 from schemas.events import RESTATE_SOURCE, CorrectedHold, CorrectedTerms, Correction, format_time
 
+# So many holds fit into one event whatever their ids: a correction of more comes in parts.
+HOLDS_PER_PART = 150
+
 _encoder = msgspec.json.Encoder()
 
 
 def encode_correction(*, entitlement: str, element: str, time: int, correction: Correction, id: str) -> bytes:
     """The record's value: one CloudEvent in structured JSON, without what is empty. Its key is the entitlement.
 
-    time: ms since 1970. Nothing is checked here: `decode` refuses what is out of range, or more than MAX_EVENT_BYTES.
+    time: ms since 1970. Nothing is checked here: `decode` refuses what is out of range. More than HOLDS_PER_PART holds may be
+    too many for one event.
     """
     data: dict[str, Any] = {
         "element": element,

@@ -14,6 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_EVENT_BYTES = 1024 * 1024
+# Of each id and label, in code points. They are in keys, in every row and in the state: one as long as an event would be
+# there many times.
+MAX_TEXT_LENGTH = 1024
 MAX_QUANTITY = 1_000_000_000
 MAX_LEVEL = 1_000_000_000_000
 MAX_PERCENTAGE = 1_000_000
@@ -23,6 +26,7 @@ MAX_PARTS = 1_000_000
 MAX_EVENT_COPIES_BYTES = 16 * 1024 * 1024
 FUTURE_TOLERANCE_MS = 5 * 60 * 1000
 _MAX_DETAIL = 500
+_MAX_QUOTED = 100
 
 Reason = Literal[
     "not_json",
@@ -40,7 +44,8 @@ SEATS = "seats"
 RESTATE_SOURCE = "/seatmark/restate"
 LEASES_SOURCE = "/seatmark/leases"
 
-Id = Annotated[str, Meta(min_length=1)]
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_LENGTH)]
+Label = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
 Level = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
 
@@ -65,13 +70,13 @@ class Refused(Exception):
 
 
 class _Data(Struct, frozen=True, gc=False, kw_only=True):
-    customer: str | None = None
-    product: str | None = None
+    customer: Label | None = None
+    product: Label | None = None
     credential: Literal["code", "user"] | None = None
-    user: str | None = None
-    ip: str | None = None
-    host: str | None = None
-    reason: str | None = None
+    user: Label | None = None
+    ip: Label | None = None
+    host: Label | None = None
+    reason: Label | None = None
 
 
 class _Seat(_Data, frozen=True, gc=False, kw_only=True):
@@ -123,7 +128,7 @@ class ElementTerms(Struct, frozen=True, gc=False, kw_only=True):
 
 class _Changed(_Data, frozen=True, gc=False, kw_only=True):
     elements: Annotated[dict[Id, ElementTerms], Meta(min_length=1)]
-    name: str | None = None
+    name: Label | None = None
     lease_policy: Literal["release", "keep"] | None = None
 
 
@@ -151,9 +156,9 @@ class _WireCorrectedHold(Struct, frozen=True, gc=False, kw_only=True):
 
 class _WireCorrectedTerms(ElementTerms, frozen=True, gc=False, kw_only=True):
     changed_at: str
-    customer: str | None = None
-    product: str | None = None
-    name: str | None = None
+    customer: Label | None = None
+    product: Label | None = None
+    name: Label | None = None
     lease_policy: Literal["release", "keep"] | None = None
 
 
@@ -501,7 +506,7 @@ def _check_seats(holds: Sequence[SnapshotHold | CorrectedHold]) -> None:
 def _changed(wire: Any, time: int) -> Event:
     data: _Changed = wire.data
     for element, terms in data.elements.items():
-        _check_overdraft(terms, f"data.elements.{element}")
+        _check_overdraft(terms, f"data.elements.{_shortened(element)}")
     return Event(
         type=wire.__struct_config__.tag,
         entitlement=wire.subject,
@@ -627,11 +632,20 @@ def _decode_slowly(value: bytes) -> Any:
 
 def _quoted(node: Any) -> str:
     """A text as it came, cut off where it is long; of anything else its kind."""
-    return repr(node[:100]) if isinstance(node, str) else "nothing" if node is None else type(node).__name__
+    return repr(node[:_MAX_QUOTED]) if isinstance(node, str) else "nothing" if node is None else type(node).__name__
 
 
-_WHERE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
+def _shortened(name: str) -> str:
+    """The name of an element as part of the name of a field."""
+    return name if len(name) <= _MAX_QUOTED else name[:_MAX_QUOTED] + "..."
+
+
+_WHERE = re.compile(r"(.*) - at (`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
+_LENGTHS = {
+    "Expected `str` of length >= 1": "that is not empty",
+    f"Expected `str` of length <= {MAX_TEXT_LENGTH}": f"of at most {MAX_TEXT_LENGTH} characters",
+}
 _CHOICES = {
     "credential": "`code` or `user`",
     "kind": "`pool` or `counter`",
@@ -644,16 +658,20 @@ def _explained(message: str, document: dict[str, Any]) -> str:
     """What msgspec found wrong, as `field: what was expected`."""
     where = _WHERE.fullmatch(message)
     field = ""
+    what = "a text"
     if where is not None:
-        message, field = where.groups()
+        message, in_key, field = where.groups()
+        what = "the name of each element to be a text" if in_key else what
     missing = _MISSING.fullmatch(message)
     if missing is not None:
         message, field = "expected, but it is not there", f"{field}.{missing[1]}".lstrip(".")
+    elif message in _LENGTHS:
+        message = f"expected {what} {_LENGTHS[message]}"
     elif message.startswith("Invalid enum value"):
         message += f", expected {_CHOICES[field.rpartition('.')[2]]}"
     if "[...]" in field:
         # msgspec does not say which key of an object it was.
-        field = field.replace("[...]", f".{_first_wrong(document['data']['elements'])}", 1)
+        field = field.replace("[...]", f".{_shortened(_first_wrong(document['data']['elements']))}", 1)
     return f"{field}: {message}"
 
 

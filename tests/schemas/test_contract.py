@@ -18,6 +18,7 @@ from schemas.events import (
     MAX_PARTS,
     MAX_POSITION,
     MAX_QUANTITY,
+    MAX_TEXT_LENGTH,
     RESTATE_SOURCE,
     CorrectedHold,
     CorrectedTerms,
@@ -90,6 +91,16 @@ def test_the_schema_has_the_limits_that_the_decoder_has() -> None:
     assert correction["part"]["maximum"] + 1 == correction["parts"]["maximum"] == MAX_PARTS
     assert -correction["difference"]["minimum"] == correction["difference"]["maximum"] == MAX_LEVEL
     assert shapes["corrected_hold"]["properties"]["quantity"]["maximum"] == MAX_QUANTITY
+
+
+def test_every_text_of_an_event_has_the_greatest_length_that_the_decoder_has() -> None:
+    document = schema("entitlement-events.schema.json")
+    texts = [(name, field) for name, field in _fields(document, document) if "string" in field.get("type", ())]
+    assert len(texts) > 30
+    lengths = {(name, field.get("maxLength")) for name, field in texts}
+    # A time is read, not kept.
+    times = {"time", "lease_expires_at", "changed_at"}
+    assert lengths == {(name, None if name in times else MAX_TEXT_LENGTH) for name, _ in texts}
 
 
 def _fields(node: Any, root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -209,6 +220,9 @@ READ_AS: dict[str, Event] = {
         terms=CorrectedTerms(ElementTerms(limit=None), 1_793_491_200_000, None, None, None, None),
     ),
     "entitlement.snapshot-of-another-source-with-a-corrections-fields": event(40, "entitlement.snapshot", "pages", level=3),
+    "seat.denied-with-the-longest-texts": event(
+        41, "seat.denied", "seats", seat_id="x" * 1024, reason="印" * 1024, host="😀" * 1024
+    ),
 }  # fmt: skip
 
 VALID_EVENTS = examples("entitlement-events/valid")

@@ -5,12 +5,14 @@ import json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas.corrections import encode_correction
+from schemas.corrections import HOLDS_PER_PART, encode_correction
 from schemas.events import (
+    MAX_EVENT_BYTES,
     MAX_LEVEL,
     MAX_PARTS,
     MAX_POSITION,
     MAX_QUANTITY,
+    MAX_TEXT_LENGTH,
     CorrectedHold,
     CorrectedTerms,
     Correction,
@@ -57,6 +59,19 @@ def test_a_correction_says_all_that_differs() -> None:
             "changed_at": "2026-11-24T02:14:54.000Z", "customer": "cus-9", "name": "CAD Pro, Zürich", "lease_policy": "keep",
         },
     }  # fmt: skip
+
+
+def test_the_holds_of_a_part_fit_into_an_event_whatever_their_ids() -> None:
+    longest = "\0" * MAX_TEXT_LENGTH  # \u0000 in JSON: 6 bytes
+    latest = 253_402_300_799_999
+    holds = tuple(CorrectedHold(f"{number:03}" + longest[3:], MAX_QUANTITY, latest, latest) for number in range(HOLDS_PER_PART))
+    overdraft = Overdraft(type="percentage", value=12.3456)
+    terms = ElementTerms(limit=MAX_LEVEL, kind="counter", overdraft=overdraft)
+    labelled = CorrectedTerms(terms, latest, longest, longest, longest, "release")
+    correction = Correction(MAX_POSITION, MAX_PARTS - 1, MAX_PARTS, holds, -MAX_LEVEL, labelled)
+    value = encode_correction(entitlement=longest, element=longest, time=latest, correction=correction, id=longest)
+    assert 0.9 * MAX_EVENT_BYTES < len(value) <= MAX_EVENT_BYTES
+    assert decode(value, key=longest.encode(), appended_at=None).correction == correction
 
 
 names = st.text(min_size=1, max_size=8)

@@ -20,7 +20,9 @@ Document = dict[str, Any]
 
 # --- Valid events.
 
-names = st.sampled_from(["a", "seats", "wks-12", "64300ACD_F", " ", "é", "\u0000", "x" * 300]) | st.text(min_size=1, max_size=5)
+names = st.sampled_from(["a", "seats", "wks-12", "64300ACD_F", " ", "é", "\u0000", "x" * 300, "é" * 1024]) | st.text(
+    min_size=1, max_size=5
+)
 texts = st.none() | st.just("") | names
 
 
@@ -150,7 +152,8 @@ def corrections(draw: st.DrawFn) -> Document:
 # --- Damage.
 
 SCALARS: list[Any] = [
-    None, "", "x", "1.0", "none", "absolute", "percentage", "pool", "code", "2026-11-24T02:14:54Z", "2026-02-30T00:00:00Z",
+    None, "", "x", "x" * 1024, "x" * 1025, "😀" * 1024,
+    "1.0", "none", "absolute", "percentage", "pool", "code", "2026-11-24T02:14:54Z", "2026-02-30T00:00:00Z",
     True, False, -1, 0, 1, 2, 10**9, 10**9 + 1, 10**12, 10**12 + 1, 2**63, 2**64, 10**30,
     -1.0, -0.0, 0.0, 1.0, 0.5, 0.00001, 1e9, 1e12, 1e13, 1e30, 1e300, 5e-324,
 ]  # fmt: skip
