@@ -61,8 +61,8 @@ class History:
     """What an element's events make exactly.
 
     present: the state after all of them.
-    live: the state that the worker has after them, where it was asked for. live_position: of the last event that its day
-        rows tell of; -1 where there was none since the checkpoint.
+    live: the state that the worker has after them, where it was asked for. live_position: of the last event from `since` on
+        that its day rows tell of; -1 where there is none.
     days: each day with events, or asked for, as the fold leaves it. saved: the encoded state at the instant asked for.
     last_position: of the last event to arrive; -1 without any.
     """
@@ -105,7 +105,6 @@ def exact_history(
             disordered.append((position, event))
         elif live is not None and event.correction is None and _counts(event, position, repeats):
             live.apply_to(key[1], event, position)
-            live_position = max(live_position, position)
         if event.correction is not None or not _counts(event, position, repeats):
             continue
         if plan.save_at is not None and saved is None and event.time >= plan.save_at:

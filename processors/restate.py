@@ -61,7 +61,7 @@ class RawLogStore(Protocol):
     def stored_days(self, elements: Sequence[Key], first_day: str, until: str) -> dict[Key, list[str]]: ...
     def watermarks(self) -> dict[int, int]: ...
     def newest_before(self, elements: Sequence[Key], before_ms: int) -> dict[Key, int]: ...
-    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, str, int]]: ...
+    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, str, int, int]]: ...
     def rows(self, elements: Sequence[Key], from_ms: int) -> Iterator[pa.RecordBatch]: ...
     def insert(self, table: str, rows: pa.Table) -> None: ...
 
@@ -216,12 +216,9 @@ class Restater:
         self._look_up_stored_days(wanted, today)
         self._look_up_checkpoints(wanted)
         report, outgoing, writes = Report(elements=len(elements)), [], _Writes(today.day)
-        for start, of_start in groupby(sorted(wanted, key=lambda key: wanted[key].start_ms), lambda key: wanted[key].start_ms):
-            keys = list(of_start)
-            repeats: dict[Key, dict[Identity, int]] = {}
-            for entitlement, element, source, event_id, position in self._store.repeats(keys, start):
-                repeats.setdefault((entitlement, element), {})[source, event_id] = position
-            for folded in self._folded(keys, start, wanted, repeats, watermarks):
+        self._look_up_repeats(wanted)
+        for start, keys in _by_start(wanted):
+            for folded in self._folded(keys, start, wanted, watermarks):
                 writes.add(folded)
                 for correction, differs in self._corrections(folded, now_ms):
                     outgoing.append(correction)
@@ -270,19 +267,35 @@ class Restater:
                 if bounds is not None and key in states and newest.get(key, 0) <= work.checkpoint[1] and _readable(states[key]):
                     work.state, work.start_ms = states[key], bounds.start
 
+    def _look_up_repeats(self, wanted: dict[Key, "_Work"]) -> None:
+        from_the_beginning = []
+        for start, keys in _by_start(wanted):
+            for key in self._read_repeats(wanted, keys, start):
+                if start:
+                    # A repeat that was taken for a new event made a difference then, which may be before the checkpoint.
+                    wanted[key].start_ms, wanted[key].state = 0, None
+                    from_the_beginning.append(key)
+        if from_the_beginning:
+            self._read_repeats(wanted, from_the_beginning, 0)
+
+    def _read_repeats(self, wanted: dict[Key, "_Work"], keys: Sequence[Key], start: int) -> set[Key]:
+        found = set()
+        for entitlement, element, source, event_id, first, second in self._store.repeats(keys, start):
+            found.add((entitlement, element))
+            work = wanted[entitlement, element]
+            work.repeats[source, event_id] = first
+            if work.since is not None:
+                work.since = min(work.since, second)
+        return found
+
     def _folded(
-        self,
-        keys: Sequence[Key],
-        start: int,
-        wanted: dict[Key, "_Work"],
-        repeats: dict[Key, dict[Identity, int]],
-        watermarks: dict[int, int],
+        self, keys: Sequence[Key], start: int, wanted: dict[Key, "_Work"], watermarks: dict[int, int]
     ) -> Iterator["_Folded"]:
         rows = _stored_rows(self._store.rows(keys, start), watermarks)
         for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
-            yield self._fold(key, of_element, wanted[key], repeats.get(key, {}))
+            yield self._fold(key, of_element, wanted[key])
 
-    def _fold(self, key: Key, rows: Iterable["_StoredRow"], work: "_Work", repeats: dict[Identity, int]) -> "_Folded":
+    def _fold(self, key: Key, rows: Iterable["_StoredRow"], work: "_Work") -> "_Folded":
         changed: list[_ChangedRow] = []
         current: list[_StoredRow] = []
 
@@ -303,7 +316,7 @@ class Restater:
             calendar=self._calendar,
             late_after_ms=self._late_after_ms,
             plan=Plan(since=work.since, ticks=work.ticks, checkpoint=work.state, save_at=work.save_at),
-            repeats=repeats,
+            repeats=work.repeats,
             on_outcome=on_outcome,
         )
         return _Folded(key, work, current[0].partition, history, changed)
@@ -315,8 +328,11 @@ class Restater:
         if live is None:
             return []
         entitlement, element = folded.key
-        told = history.live_position if history.live_position >= 0 else min(standing.live_position, basis)
-        if basis < standing.newest_mark.position or standing.live_position != told:
+        since = folded.work.since or 0
+        same_moment = (
+            standing.live_position == history.live_position or max(history.live_position, standing.live_position) < since
+        )
+        if basis < standing.newest_mark.position or not same_moment:
             # Of the latest events some have come as raw rows only, or as day rows only: the next pass sees both.
             return []
         if live.head.level != standing.live_level:
@@ -343,7 +359,10 @@ class Restater:
 
 @dataclass
 class _Work:
-    """What is to be done about one element. start_ms, state: the checkpoint to start from, or the beginning."""
+    """What is to be done about one element.
+
+    start_ms, state: the checkpoint to start from, or the beginning. repeats: see `exact_history`.
+    """
 
     standing: Standing
     ranges: list[tuple[str, str]]
@@ -353,10 +372,18 @@ class _Work:
     ticks: list[DayBounds] = field(default_factory=list)
     start_ms: int = 0
     state: bytes | None = None
+    repeats: dict[Identity, int] = field(default_factory=dict)
 
     def covers(self, day: str) -> bool:
         """Whether a day is one of those to be restated."""
         return any(first <= day <= last for first, last in self.ranges)
+
+
+def _by_start(wanted: dict[Key, _Work]) -> list[tuple[int, list[Key]]]:
+    by_start: dict[int, list[Key]] = {}
+    for key, work in wanted.items():
+        by_start.setdefault(work.start_ms, []).append(key)
+    return list(by_start.items())
 
 
 def _work(standing: Standing, today: DayBounds) -> _Work:
@@ -480,7 +507,8 @@ class _Writes:
 
 
 def _of_elements(keys: Sequence[Key], **columns: pa.Array) -> pa.Table:
-    names = {"entitlement": pa.array([key[0] for key in keys], pa.string()), "element": pa.array([key[1] for key in keys], pa.string())}  # fmt: skip
+    entitlements, elements = [key[0] for key in keys], [key[1] for key in keys]
+    names = {"entitlement": pa.array(entitlements, pa.string()), "element": pa.array(elements, pa.string())}
     return pa.table(names | columns)
 
 

@@ -23,11 +23,12 @@ _INSERT_SETTINGS: dict[str, Any] = {
 class RawLog:
     """Runs the queries of views/queries/exact over one client; for one thread at a time.
 
-    Its methods raise what clickhouse_connect raises (`DatabaseError`).
+    topic: the source topic whose events the raw log holds. Its methods raise what clickhouse_connect raises (`DatabaseError`).
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, topic: str) -> None:
         self._client = client
+        self._topic = topic
         self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
 
     def marked_elements(self, today: date, entitlement: str = "") -> list[Key]:
@@ -48,7 +49,7 @@ class RawLog:
 
     def checkpoint_states(self, elements: Sequence[Key], day: str) -> dict[Key, bytes]:
         """The checkpoints of one day."""
-        rows = self._of("checkpoint_states", elements, formats={"state": "bytes"}, day=date.fromisoformat(day))
+        rows = self._of("checkpoint_states", elements, day=date.fromisoformat(day))
         return {(row[0], row[1]): row[2] for row in rows}
 
     def stored_days(self, elements: Sequence[Key], first_day: str, until: str) -> dict[Key, list[str]]:
@@ -58,15 +59,15 @@ class RawLog:
 
     def watermarks(self) -> dict[int, int]:
         """By source partition, the position up to which all raw rows can be seen."""
-        return {row[0]: row[1] for row in self._rows("watermarks")}
+        return {row[0]: row[1] for row in self._rows("watermarks", topic=self._topic)}
 
     def newest_before(self, elements: Sequence[Key], before_ms: int) -> dict[Key, int]:
         """The highest position of the events with a time before that instant."""
         return {(row[0], row[1]): row[2] for row in self._of("newest_before", elements, before=_moment(before_ms))}
 
-    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, str, int]]:
-        """Events with several times as (entitlement, element, source, id, position of the first arrival)."""
-        return self._of("repeats", elements, **{"from": _moment(from_ms)})
+    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, str, int, int]]:
+        """Events with several times as (entitlement, element, source, id, position of the first arrival, of the second)."""
+        return self._rows("repeats", **_parameters(elements), **{"from": _moment(from_ms)})
 
     def rows(self, elements: Sequence[Key], from_ms: int) -> Iterator[pa.RecordBatch]:
         """Raw rows with a time from that instant on: by entitlement, element, time, position. Texts are binary columns."""
@@ -79,11 +80,13 @@ class RawLog:
         if rows.num_rows:
             self._client.insert_arrow(table, rows, settings=_INSERT_SETTINGS)
 
-    def _of(self, name: str, elements: Sequence[Key], formats: dict[str, str] | None = None, **more: Any) -> list[Any]:
-        return self._rows(name, formats, **_parameters(elements), **more)
+    def _of(self, name: str, elements: Sequence[Key], **more: Any) -> list[Any]:
+        return self._rows(name, **_parameters(elements), **more)
 
-    def _rows(self, name: str, formats: dict[str, str] | None = None, **parameters: Any) -> list[Any]:
-        return list(self._client.query(self._queries[name], parameters=parameters, column_formats=formats).result_rows)
+    def _rows(self, name: str, **parameters: Any) -> list[Any]:
+        # The only column that is no text; others of this name there are none.
+        found = self._client.query(self._queries[name], parameters=parameters, column_formats={"state": "bytes"})
+        return list(found.result_rows)
 
 
 def _parameters(elements: Sequence[Key]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
--- Events that arrived more than once with different times, one of them from `from` on: the position of their first arrival.
--- (Of repeats with the same time the raw log has one row.)
-SELECT entitlement, element, source, id, min(bitOr(bitShiftLeft(toUInt64(epoch), 48), toUInt64(`offset`))) AS position
+-- Events that arrived more than once with different times, one of them from `from` on: the positions of their first two
+-- arrivals. (Of repeats with the same time the raw log has one row.)
+WITH arraySort(groupArray(bitOr(bitShiftLeft(toUInt64(epoch), 48), toUInt64(`offset`)))) AS positions
+SELECT entitlement, element, source, id, positions[1] AS first, positions[2] AS second
 FROM activity FINAL
 WHERE entitlement IN {entitlements:Array(String)} AND (entitlement, element) IN {elements:Array(Tuple(String, String))}
     AND ({from:DateTime64(3, 'UTC')} = toDateTime64(0, 3, 'UTC') OR (entitlement, element, source, id) IN

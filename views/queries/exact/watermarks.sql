@@ -1,4 +1,5 @@
--- By source partition: all raw rows up to this position are stored, and can be seen.
-SELECT `partition`, max(bitOr(bitShiftLeft(toUInt64(epoch), 48), toUInt64(`offset`))) AS position
+-- By partition of the source topic: all raw rows up to this position are stored, and can be seen.
+SELECT `partition`, max(position) AS position
 FROM progress
+WHERE topic = {topic:String}
 GROUP BY `partition`;
