@@ -50,3 +50,10 @@ RESTATED_DAYS = Counter("seatmark_restated_days_total", "Day rows restated")
 CORRECTIONS = Counter("seatmark_corrections_total", "Corrections sent that change something")
 # Elements whose live level does not follow from their raw log. Any is a defect, or state that was tampered with.
 RESTATE_UNEXPLAINED = Counter("seatmark_restate_unexplained_total", "Live levels that do not follow from the raw log")
+
+# --- Audit
+
+# One audit of all elements that a process looks after: the whole raw log is folded.
+AUDIT_SECONDS = Histogram("seatmark_audit_seconds", "Seconds per audit", buckets=(1, 10, 60, 600, 3600, 36000))
+# Values that the last audit found different from the exact ones. Anything but 0 is a defect: look at `seatmark audit`.
+AUDIT_DIFFERENCES = Gauge("seatmark_audit_differences", "Differences that the last audit found")

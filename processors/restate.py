@@ -19,10 +19,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import date, timedelta
-from functools import cached_property
+from datetime import date
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -34,6 +33,7 @@ from processors.domain.days import Calendar, DayBounds
 from processors.domain.ledger import Outcome
 from processors.exact import History, Identity, Plan, RawRow, exact_history
 from processors.sink import days_table
+from processors.standing import EFFECT_COLUMNS, Key, RawLogStore, Standing, StoredRow, batches_of, standings_of, stored_rows
 from schemas.activity import ACTIVITY_SCHEMA
 from schemas.alerts import seatmark_id
 from schemas.corrections import encode_correction
@@ -42,87 +42,7 @@ from schemas.events import Event
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[str, str]
-
-# Elements that one query asks for together. Their ids travel in the address of an HTTP request.
-_BATCH_ELEMENTS = 100
-_BATCH_ID_BYTES = 16_000
 _RESTATED_VERSIONS_FROM = 2
-
-
-class RawLogStore(Protocol):
-    """What restatement reads and writes; views/raw_log.py says what each gives."""
-
-    def marked_elements(self, today: date, entitlement: str = "") -> list[Key]: ...
-    def marks(self, elements: Sequence[Key]) -> list[tuple[str, str, str, str, int, int]]: ...
-    def standing(self, elements: Sequence[Key]) -> list[tuple[str, str, int, int, str, int, int]]: ...
-    def checkpoints(self, elements: Sequence[Key]) -> list[tuple[str, str, str, int]]: ...
-    def checkpoint_states(self, elements: Sequence[Key], day: str) -> dict[Key, bytes]: ...
-    def stored_days(self, elements: Sequence[Key], first_day: str, until: str) -> dict[Key, list[str]]: ...
-    def watermarks(self) -> dict[int, int]: ...
-    def newest_before(self, elements: Sequence[Key], before_ms: int) -> dict[Key, int]: ...
-    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, str, int, int]]: ...
-    def rows(self, elements: Sequence[Key], from_ms: int) -> Iterator[pa.RecordBatch]: ...
-    def insert(self, table: str, rows: pa.Table) -> None: ...
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Days of an element that may differ from the exact ones; see schemas.days.DayMark."""
-
-    first_day: str
-    last_day: str
-    position: int
-    since: int
-
-
-@dataclass
-class Standing:
-    """What is known of one element before it is folded. Positions are 0 where there is nothing."""
-
-    marks: list[Mark] = field(default_factory=list)
-    settled: int = 0
-    restated: int = 0
-    through: str = ""
-    live_position: int = 0
-    live_level: int = 0
-    checkpoints: list[tuple[str, int]] = field(default_factory=list)
-
-    @property
-    def newest_mark(self) -> Mark:
-        """The one with the highest position."""
-        return max(self.marks, key=lambda mark: mark.position)
-
-    @property
-    def unsettled_since(self) -> int | None:
-        """The position from which on the live state may differ from the exact one; None where it does not."""
-        newest = self.newest_mark
-        return newest.since if newest.since and newest.position > self.settled else None
-
-    def ranges(self, today: str) -> list[tuple[str, str]]:
-        """The marked days, as (first, last), that are over and were not restated since their mark."""
-        yesterday = (date.fromisoformat(today) - timedelta(days=1)).isoformat()
-        found = []
-        for mark in self.marks:
-            first = mark.first_day if mark.position > self.restated else max(mark.first_day, self.through)
-            last = min(mark.last_day, yesterday)
-            if first <= last:
-                found.append((first, last))
-        return found
-
-    def first_day_that_may_differ(self, ranges: Iterable[tuple[str, str]], today: str) -> str:
-        """No day before this one has changed since it was restated, live or exactly."""
-        since = self.unsettled_since
-        of_marks = [mark.first_day for mark in self.marks if since is not None and mark.position >= since]
-        return min([today, *(first for first, _ in ranges), *of_marks])
-
-    def checkpoint_before(self, day: str) -> tuple[str, int] | None:
-        """The latest checkpoint, as (day, position), at the start of a day up to this one, that no mark has outdated."""
-        for checkpoint_day, position in sorted(self.checkpoints, reverse=True):
-            outdated = any(mark.position > position and mark.first_day < checkpoint_day for mark in self.marks)
-            if checkpoint_day <= day and not outdated:
-                return checkpoint_day, position
-        return None
 
 
 @dataclass
@@ -191,7 +111,7 @@ class Restater:
         elements = [key for key in elements if owns(key[0])]
         report = Report()
         on_progress(0, len(elements))
-        for batch in _batches(elements):
+        for batch in batches_of(elements):
             done, outgoing = await loop.run_in_executor(self._thread, self._restate, batch, today, now_ms)
             for correction in outgoing:
                 await self._send(correction)
@@ -208,7 +128,7 @@ class Restater:
     def _restate(self, elements: Sequence[Key], today: DayBounds, now_ms: int) -> tuple[Report, list[Outgoing]]:
         # First the watermarks, so that no live level is from before what they let us see.
         watermarks = self._store.watermarks()
-        standings = self._standings(elements)
+        standings = standings_of(self._store, elements)
         wanted: dict[Key, _Work] = {}
         for key, standing in standings.items():
             if standing.marks:
@@ -229,18 +149,6 @@ class Restater:
         metrics.RESTATED_DAYS.inc(report.days)
         metrics.CORRECTIONS.inc(report.differing)
         return report, outgoing
-
-    def _standings(self, elements: Sequence[Key]) -> dict[Key, Standing]:
-        standings = {key: Standing() for key in elements}
-        for entitlement, element, settled, restated, through, live_position, live_level in self._store.standing(elements):
-            standing = standings[entitlement, element]
-            standing.settled, standing.restated, standing.through = settled, restated, through
-            standing.live_position, standing.live_level = live_position, live_level
-        for entitlement, element, first_day, last_day, position, since in self._store.marks(elements):
-            standings[entitlement, element].marks.append(Mark(first_day, last_day, position, since))
-        for entitlement, element, day, position in self._store.checkpoints(elements):
-            standings[entitlement, element].checkpoints.append((day, position))
-        return standings
 
     def _look_up_stored_days(self, wanted: dict[Key, "_Work"], today: DayBounds) -> None:
         """Which marked days need a row although they have no events exactly: a row is stored, or a range begins there."""
@@ -291,13 +199,13 @@ class Restater:
     def _folded(
         self, keys: Sequence[Key], start: int, wanted: dict[Key, "_Work"], watermarks: dict[int, int]
     ) -> Iterator["_Folded"]:
-        rows = _stored_rows(self._store.rows(keys, start), watermarks)
+        rows = stored_rows(self._store.rows(keys, start), watermarks)
         for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
             yield self._fold(key, of_element, wanted[key])
 
-    def _fold(self, key: Key, rows: Iterable["_StoredRow"], work: "_Work") -> "_Folded":
+    def _fold(self, key: Key, rows: Iterable["StoredRow"], work: "_Work") -> "_Folded":
         changed: list[_ChangedRow] = []
-        current: list[_StoredRow] = []
+        current: list[StoredRow] = []
 
         def raw_rows() -> Iterator[RawRow]:
             for row in rows:
@@ -408,46 +316,9 @@ class _Folded:
 class _ChangedRow:
     """A raw row as it is stored, and what should be stored of its effect. basis: see schemas.events.Correction."""
 
-    row: "_StoredRow"
+    row: "StoredRow"
     effect: tuple[Any, ...]
     basis: int = -1
-
-
-class _Batch:
-    """Raw rows as they were read."""
-
-    def __init__(self, rows: pa.RecordBatch) -> None:
-        self.rows = rows
-
-    @cached_property
-    def effects(self) -> list[tuple[Any, ...]]:
-        """What is stored of each row's effect, in the order of `_EFFECT`."""
-        columns = [self.rows.column(name) for name in _EFFECT]
-        texts = ("state", "customer", "product")
-        return list(zip(*(
-            column.cast(pa.string()).to_pylist() if name in texts
-            else column.cast(pa.int64()).to_pylist() if name == "t"
-            else column.to_pylist()
-            for name, column in zip(_EFFECT, columns, strict=True)
-        ), strict=True))  # fmt: skip
-
-
-@dataclass(slots=True)
-class _StoredRow:
-    """A raw row, and where it is in the batch that it came in."""
-
-    raw: RawRow
-    partition: int
-    batch: _Batch
-    index: int
-
-    @property
-    def effect(self) -> tuple[Any, ...]:
-        """What is stored of its effect."""
-        return self.batch.effects[self.index]
-
-
-_EFFECT = ("t", "late", "delta", "level", "limit", "hard_limit", "terms_known", "state", "customer", "product")
 
 
 def _effect_of(outcome: Outcome) -> tuple[Any, ...]:
@@ -523,23 +394,11 @@ def _restated_rows(changed: Sequence[_ChangedRow]) -> pa.Table:
         parts.append(stored.take(pa.array([item.row.index for item in of_batch])))
     table = pa.Table.from_batches(parts)
     replaced: dict[str, list[Any]] = {"version": [item.basis + _RESTATED_VERSIONS_FROM for item in changed]}
-    replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(_EFFECT)}
+    replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)}
     for name, values in replaced.items():
         column = ACTIVITY_SCHEMA.field(name)
         table = table.set_column(table.schema.get_field_index(name), column, pa.array(values, column.type))
     return table
-
-
-def _stored_rows(batches: Iterable[pa.RecordBatch], watermarks: dict[int, int]) -> Iterator[_StoredRow]:
-    """The rows up to the watermark of their partition; of a partition without one, all."""
-    for rows in batches:
-        batch = _Batch(rows)
-        names = ("entitlement", "element", "epoch", "offset", "event", "partition")
-        columns = [rows.column(name).to_pylist() for name in names]
-        for index, (entitlement, element, epoch, offset, event, partition) in enumerate(zip(*columns, strict=True)):
-            raw = RawRow(entitlement.decode(), element.decode(), epoch, offset, event)
-            if raw.position <= watermarks.get(partition, raw.position):
-                yield _StoredRow(raw, partition, batch, index)
 
 
 def restated_days(rows: Sequence[DayRow]) -> pa.Table:
@@ -554,17 +413,3 @@ def _readable(state: bytes) -> bool:
     except UnreadableState:
         return False
     return True
-
-
-def _batches(elements: Sequence[Key]) -> Iterator[list[Key]]:
-    batch: list[Key] = []
-    size = 0
-    for key in elements:
-        length = sum(2 * len(part.encode()) for part in key)
-        if batch and (len(batch) == _BATCH_ELEMENTS or size + length > _BATCH_ID_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(key)
-        size += length
-    if batch:
-        yield batch

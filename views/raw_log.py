@@ -75,6 +75,22 @@ class RawLog:
         with self._client.query_arrow_stream(self._queries["rows"], parameters=parameters, use_strings=False) as batches:
             yield from batches
 
+    def logged_elements(self, entitlement: str = "") -> list[Key]:
+        """All elements that there is anything of; '': of all entitlements."""
+        return [(row[0], row[1]) for row in self._rows("logged_elements", entitlement=entitlement)]
+
+    def day_rows(self, elements: Sequence[Key], since: date) -> list[dict[str, Any]]:
+        """Stored days, in the fields of schemas.days.DayRow, and `restated`."""
+        return self._dicts("day_rows", elements, since=since)
+
+    def alert_rows(self, elements: Sequence[Key]) -> list[dict[str, Any]]:
+        """Stored alerts in order of time."""
+        return self._dicts("alert_rows", elements)
+
+    def live_states(self, elements: Sequence[Key]) -> list[dict[str, Any]]:
+        """Level, limits and state as the worker told them last."""
+        return self._dicts("live_states", elements)
+
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""
         if rows.num_rows:
@@ -82,6 +98,10 @@ class RawLog:
 
     def _of(self, name: str, elements: Sequence[Key], **more: Any) -> list[Any]:
         return self._rows(name, **_parameters(elements), **more)
+
+    def _dicts(self, name: str, elements: Sequence[Key], **more: Any) -> list[dict[str, Any]]:
+        parameters = _parameters(elements) | more
+        return list(self._client.query(self._queries[name], parameters=parameters).named_results())
 
     def _rows(self, name: str, **parameters: Any) -> list[Any]:
         # The only column that is no text; others of this name there are none.

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from processors.audit import Auditor
 from schemas.events import RESTATE_SOURCE, format_time
 from tests import model
 from tests.miniature import HOUR, Miniature
@@ -277,7 +278,7 @@ def exact_days(documents: list[Document], timezone: str, until: int) -> dict[tup
 @pytest.mark.parametrize("timezone", ["UTC", "America/Sao_Paulo"])
 # Not shrunk: each example takes the engine a tenth of a second.
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -322,4 +323,8 @@ def test_random_logs_end_at_the_models_exact_numbers(
         element_now = stack.ledger.elements[subject, name]
         assert {s: hold.quantity for s, hold in element_now.holds.items() if hold.quantity} == wanted_element.holds
         assert (element_now.head.level, element_now.head.state) == (wanted_element.level, wanted_element.state)
+    findings = Auditor(stack.restater._store, calendar=stack.calendar, late_after_ms=HOUR).run(
+        stack.now_ms, entitlement=subject, wait=lambda: None
+    )
+    assert (findings.differences, findings.provisional_days, findings.unsettled) == ([], 0, 0)
     client.close()
