@@ -129,16 +129,16 @@ class Auditor:
         live = {(row["entitlement"], row["element"]): row for row in self._store.live_states(elements)}
         days = _by_element(self._store.day_rows(elements, since))
         alerts = _by_element(self._store.alert_rows(elements))
-        repeats: dict[Key, dict[Identity, int]] = {}
-        for entitlement, element, source, event_id, first, _ in self._store.repeats(elements, 0):
-            repeats.setdefault((entitlement, element), {})[source, event_id] = first
+        repeats: dict[str, dict[Identity, int]] = {}
+        for entitlement, source, event_id, first, _ in self._store.repeats(elements, 0):
+            repeats.setdefault(entitlement, {})[source, event_id] = first
         unseen = set(elements)
         rows = stored_rows(self._store.rows(elements, 0), watermarks)
         for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
             unseen.discard(key)
             stored_days = {row["day"]: row for row in days.get(key, [])}
             transitions: list[Transition] = []
-            history = self._fold(key, (row.raw for row in of_element), stored_days, repeats.get(key, {}), transitions)
+            history = self._fold(key, (row.raw for row in of_element), stored_days, repeats.get(key[0], {}), transitions)
             found = Findings()
             self._compare_days(found, key, history, stored_days, standings[key], today, since)
             self._compare_live(found, key, history, live.get(key), standings[key])

@@ -131,6 +131,17 @@ def _put_in_order(element: Element) -> None:
         element.add_block(block)
 
 
+def element_records(element: Element) -> list[StateRecord]:
+    """The changelog records of one element alone."""
+    head, encode = element.head, _encoder.encode
+    name = (head.entitlement, head.element)
+    return [
+        (encode(("h", *name)), _encode_head(head)),
+        *((encode(("s", *name, seat)), encode(hold)) for seat, hold in element.holds.items()),
+        *((encode(("i", *name, block.number)), encode(block)) for block in element.blocks),
+    ]
+
+
 def encode_element(element: Element) -> bytes:
     """A whole element in one piece: a checkpoint of the exact fold."""
     return _encoder.encode((STATE_VERSION, _encode_head(element.head), element.holds, element.blocks))

@@ -51,6 +51,9 @@ CORRECTIONS = Counter("seatmark_corrections_total", "Corrections sent that chang
 # Elements whose live level does not follow from their raw log. Any is a defect, or state that was tampered with.
 RESTATE_UNEXPLAINED = Counter("seatmark_restate_unexplained_total", "Live levels that do not follow from the raw log")
 
+# Passes and audits that failed and are tried again: brokers or ClickHouse are away, or there is a defect; the log says.
+UPKEEP_FAILURES = Counter("seatmark_upkeep_failures_total", "Restatements and audits that failed", ["what"])
+
 # --- Audit
 
 # One audit of all elements that a process looks after: the whole raw log is folded.

@@ -188,12 +188,14 @@ class Restater:
 
     def _read_repeats(self, wanted: dict[Key, "_Work"], keys: Sequence[Key], start: int) -> set[Key]:
         found = set()
-        for entitlement, element, source, event_id, first, second in self._store.repeats(keys, start):
-            found.add((entitlement, element))
-            work = wanted[entitlement, element]
-            work.repeats[source, event_id] = first
-            if work.since is not None:
-                work.since = min(work.since, second)
+        for entitlement, source, event_id, first, second in self._store.repeats(keys, start):
+            for key in keys:
+                if key[0] == entitlement:
+                    found.add(key)
+                    work = wanted[key]
+                    work.repeats[source, event_id] = first
+                    if work.since is not None:
+                        work.since = min(work.since, second)
         return found
 
     def _folded(
@@ -204,7 +206,7 @@ class Restater:
             yield self._fold(key, of_element, wanted[key])
 
     def _fold(self, key: Key, rows: Iterable["StoredRow"], work: "_Work") -> "_Folded":
-        changed: list[_ChangedRow] = []
+        changed: list[ChangedRow] = []
         current: list[StoredRow] = []
 
         def raw_rows() -> Iterator[RawRow]:
@@ -214,9 +216,9 @@ class Restater:
 
         def on_outcome(raw: RawRow, event: Event, outcome: Outcome) -> None:
             [row] = current
-            effect = _effect_of(outcome)
+            effect = effect_of(outcome)
             if work.ranges and row.effect != effect and work.covers(self._calendar.day_of(event.time).day):
-                changed.append(_ChangedRow(row, effect))
+                changed.append(ChangedRow(row, effect))
 
         history = exact_history(
             key,
@@ -309,11 +311,11 @@ class _Folded:
     work: _Work
     partition: int
     history: History
-    changed: list["_ChangedRow"]
+    changed: list["ChangedRow"]
 
 
 @dataclass(slots=True)
-class _ChangedRow:
+class ChangedRow:
     """A raw row as it is stored, and what should be stored of its effect. basis: see schemas.events.Correction."""
 
     row: "StoredRow"
@@ -321,7 +323,8 @@ class _ChangedRow:
     basis: int = -1
 
 
-def _effect_of(outcome: Outcome) -> tuple[Any, ...]:
+def effect_of(outcome: Outcome) -> tuple[Any, ...]:
+    """What is stored of an outcome, in the order of `EFFECT_COLUMNS`."""
     terms = outcome.terms
     limit, hard_limit = (None, None) if terms is None else (terms.limit, terms.hard_limit)
     return (
@@ -336,7 +339,7 @@ class _Writes:
     def __init__(self, today: str) -> None:
         self._today = today
         self.days: list[DayRow] = []
-        self.rows: list[_ChangedRow] = []
+        self.rows: list[ChangedRow] = []
         self._checkpoints: list[tuple[Key, int, bytes]] = []
         self._restated: list[tuple[Key, int]] = []
 
@@ -356,7 +359,7 @@ class _Writes:
     def tables(self) -> Iterator[tuple[str, pa.Table]]:
         """The inserts, in order: what says that something is restated comes last."""
         yield "days", restated_days(self.days)
-        yield "activity", _restated_rows(self.rows)
+        yield "activity", restated_rows(self.rows)
         today = date.fromisoformat(self._today)
         yield (
             "exact_states",
@@ -383,7 +386,7 @@ def _of_elements(keys: Sequence[Key], **columns: pa.Array) -> pa.Table:
     return pa.table(names | columns)
 
 
-def _restated_rows(changed: Sequence[_ChangedRow]) -> pa.Table:
+def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
     """Raw rows as they were stored, with their exact effect, and a version above all that they had."""
     if not changed:
         return ACTIVITY_SCHEMA.empty_table()

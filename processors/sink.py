@@ -363,12 +363,18 @@ class Sink:
         self._alone = alone
         self._writer = _Writer(client_factory)
         self._stored: dict[tuple[str, int], int] = {}
+        self._partitions: frozenset[int] = frozenset()
         self._more_stored = asyncio.Condition()
 
     @property
     def stored(self) -> Mapping[tuple[str, int], int]:
         """Per topic and partition: everything before this offset is in ClickHouse. Without those not read yet."""
         return dict(self._stored)
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """The source partitions whose raw rows this sink stores; none before it has begun."""
+        return self._partitions
 
     async def wait_until_stored(self, ends: Mapping[tuple[str, int], int]) -> None:
         """Wait until everything before these end offsets, per topic and partition, is stored. `run` must be running."""
@@ -402,6 +408,9 @@ class Sink:
                 consumer.subscribe(list(self._topics))
             while not stop.is_set():
                 await self._note_what_was_stored_before(consumer)
+                self._partitions = frozenset(
+                    place.partition for place in consumer.assignment() if self._topics[place.topic] == ACTIVITY
+                )
                 batch, unreadable = await self._gather(consumer, stop)
                 if batch.next_offsets and await self._store(batch, stop):
                     await self._commit(consumer, batch)

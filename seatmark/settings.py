@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     session_timeout: Duration = Field(10_000, description="a worker or sink not heard of for this long loses its partitions")
     rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
     flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
+    restate_interval: Duration = Field(
+        60_000, ge=1000, description="the sink looks this often for days and levels to put right"
+    )
+    audit_interval: Duration = Field(
+        86_400_000, ge=60_000, description="the sink compares all numbers with the exact ones this often"
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, to stderr")
 
 

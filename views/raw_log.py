@@ -65,8 +65,8 @@ class RawLog:
         """The highest position of the events with a time before that instant."""
         return {(row[0], row[1]): row[2] for row in self._of("newest_before", elements, before=_moment(before_ms))}
 
-    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, str, int, int]]:
-        """Events with several times as (entitlement, element, source, id, position of the first arrival, of the second)."""
+    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, int, int]]:
+        """Events that came several times as (entitlement, source, id, position of the first arrival, of the second)."""
         return self._rows("repeats", **_parameters(elements), **{"from": _moment(from_ms)})
 
     def rows(self, elements: Sequence[Key], from_ms: int) -> Iterator[pa.RecordBatch]:
@@ -90,6 +90,14 @@ class RawLog:
     def live_states(self, elements: Sequence[Key]) -> list[dict[str, Any]]:
         """Level, limits and state as the worker told them last."""
         return self._dicts("live_states", elements)
+
+    def highest_epoch(self) -> int:
+        """The highest epoch that anything is of; 0 without anything."""
+        return int(self._rows("highest_epoch")[0][0])
+
+    def progress(self) -> list[tuple[int, str, int]]:
+        """How far each source partition is stored: (partition, incarnation, offset)."""
+        return [(row[0], row[1], row[2]) for row in self._rows("progress", topic=self._topic)]
 
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""
