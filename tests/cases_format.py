@@ -35,13 +35,14 @@ class Result:
     """What becomes of one record.
 
     level: of the element that it touches, right after it; None where the case does not say. late: the elements for which it is
-    late. repeat: it is recognised as one. dead: reason, and the field at fault ('' where the case does not say).
-    no_effect: it is applied, and changes nothing.
+    late. repeat: it is recognised as one. forgotten: it is a repeat that need not be recognised. dead: reason, and the field at
+    fault ('' where the case does not say). no_effect: it is applied, and changes nothing.
     """
 
     level: int | None = None
     late: frozenset[ElementKey] = frozenset()
     repeat: bool = False
+    forgotten: bool = False
     dead: tuple[str, str] | None = None
     no_effect: bool = False
 
@@ -659,10 +660,10 @@ def _elements_of(event: dict[str, Any]) -> tuple[ElementKey, ...]:
 
 
 def _result(text: str, touches: tuple[ElementKey, ...]) -> Result:
-    """`2`, `late`, `late for render`, `repeat`, `no effect`, `dead REASON [FIELD]`; several with a comma between."""
+    """`2`, `late`, `late for render`, `no effect`, several of them with a comma between; `repeat`, `forgotten`, `dead REASON [FIELD]`."""
     level, late, no_effect = None, frozenset[ElementKey](), False
-    if text == "repeat":
-        return Result(repeat=True)
+    if text in ("repeat", "forgotten"):
+        return Result(repeat=text == "repeat", forgotten=text == "forgotten")
     if text.startswith("dead "):
         _, reason, *field = text.split(maxsplit=2)
         return Result(dead=(_one_of(*_REASONS)(reason), " ".join(field)))
@@ -678,7 +679,7 @@ def _result(text: str, touches: tuple[ElementKey, ...]) -> Result:
                 raise _Wrong("a level after an event that touches several elements: say it in `then`")
             level = int(part)
         else:
-            raise _Wrong(f"{part!r} is no result: expected a level, late, late for ELEMENT, no effect, repeat or dead REASON")
+            raise _Wrong(f"{part!r} is no result: expected a level, late, late for ELEMENT, no effect, repeat, forgotten or dead REASON")
     if not late <= set(touches):
         raise _Wrong(f"late for an element that the event does not touch: {text!r}")
     return Result(level=level, late=late, no_effect=no_effect)

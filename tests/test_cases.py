@@ -237,6 +237,8 @@ def result_problem(
 ) -> str | None:
     """What became of a record, if that is not what the case says. effect: None where it is not known."""
     wanted = record.result
+    if wanted.forgotten:
+        return None
     known_level = level if wanted.level is not None else None
     no_effect = wanted.no_effect if effect is None or repeat or late else not effect
     got = Result(level=known_level, late=late, repeat=repeat, no_effect=no_effect)
