@@ -1,7 +1,6 @@
 """Reads the golden cases of tests/cases/*.yaml, whose notation tests/cases/README.md describes.
 
-A case is records that arrive, and what must come of them. Whoever runs cases turns what came into the words of `then`, by
-element, and lets `differences` compare.
+A case is records that arrive, and what must come of them.
 """
 
 import json
@@ -72,7 +71,7 @@ class Record:
 class Case:
     """One golden case.
 
-    late_after, read_at: ms. then: what must come, live, by element; exact: what the exact numbers say instead, where they differ.
+    late_after, read_at: ms. then: what must come, live, by element; exact: what the exact numbers say where they differ.
     not_in, fails_in: by who runs cases ('fold', 'model', 'stack'), why the case is not run there, or is known to fail.
     """
 
@@ -122,41 +121,6 @@ def exact_order(records: list[Record]) -> list[Record]:
         event = record.document
         first.setdefault((event["subject"], event["source"], event["id"]), record)
     return sorted(first.values(), key=lambda record: record.time)
-
-
-def differences(
-    case: Case, expected: Mapping[ElementKey, Mapping[str, Any]], came: Mapping[ElementKey, Mapping[str, Any]]
-) -> list[str]:
-    """Every difference between what the case says and what came, as a line each: which word, what was expected, what came."""
-    found: list[str] = []
-
-    def compare(place: str, wanted: Any, got: Any) -> None:
-        if isinstance(wanted, dict) and isinstance(got, dict):
-            for name, value in wanted.items():
-                compare(f"{place} {name}", value, got.get(name, "nothing of that name"))
-        elif isinstance(wanted, list) and isinstance(got, list) and place.endswith(" alerts"):
-            for number in range(max(len(wanted), len(got))):
-                compare(
-                    f"{place[:-1]} {number + 1}",
-                    wanted[number] if number < len(wanted) else "no more alerts",
-                    got[number] if number < len(got) else "no more alerts",
-                )
-        elif wanted != got:
-            found.append(f"{place}: expected {_shown(place, wanted)}, but it is {_shown(place, got)}")
-
-    for element, words in expected.items():
-        name = "/".join(element).removeprefix(case.entitlement + "/")
-        for word, value in words.items():
-            compare(f"{name} {word}", value, came.get(element, {}).get(word, "nothing of that name"))
-    return found
-
-
-def _shown(place: str, value: Any) -> str:
-    if isinstance(value, int) and place.endswith(("seconds", "length", "duration")):
-        return f"{value / 1000:g} s"
-    if isinstance(value, int) and place.endswith((" at", "entered_at")):
-        return format_instant(value)
-    return "null" if value is None else str(value)
 
 
 def parse_instant(text: str) -> int:
@@ -319,7 +283,8 @@ class _File:
         section, _, rule = self.text(words["rule"]).partition(": ")
         if not rule or section not in self.sections:
             raise self.fail(
-                words["rule"], f"expected the section of docs/numbers.md and the rule ({', '.join(self.sections)}: ...), got {section!r}"
+                words["rule"],
+                f"expected the section of docs/numbers.md and the rule ({', '.join(self.sections)}: ...), got {section!r}",
             )
         if "entitlement" in words:
             entitlement = self.text(words["entitlement"])
@@ -334,7 +299,9 @@ class _File:
             rule=rule,
             where=f"{self.path.name}:{node.start_mark.line + 1}",
             timezone=setting("timezone", "UTC"),
-            late_after=self.parsed(words.get("late_after", head.get("late_after", node)), _duration, setting("late_after", "1h")),
+            late_after=self.parsed(
+                words.get("late_after", head.get("late_after", node)), _duration, setting("late_after", "1h")
+            ),
             read_at=self.parsed(words.get("read", head.get("read", node)), self.instant, setting("read", "2026-11-20 00:00")),
             entitlement=entitlement,
             records=tuple(records),
@@ -346,7 +313,9 @@ class _File:
         if not then and all(record.result == Result() for record in records):
             raise self.fail(node, "expected `then`, or a result (`=>`) of one of the events")
         if exact and _in_order(case):
-            raise self.fail(words["exact"], "all events are in order: live and exact numbers are the same, so `exact` says nothing")
+            raise self.fail(
+                words["exact"], "all events are in order: live and exact numbers are the same, so `exact` says nothing"
+            )
         return case
 
     # --- Records.
@@ -660,7 +629,7 @@ def _elements_of(event: dict[str, Any]) -> tuple[ElementKey, ...]:
 
 
 def _result(text: str, touches: tuple[ElementKey, ...]) -> Result:
-    """`2`, `late`, `late for render`, `no effect`, several of them with a comma between; `repeat`, `forgotten`, `dead REASON [FIELD]`."""
+    """`repeat`, `forgotten`, `dead REASON [FIELD]`; else a level, `late`, `late for ELEMENT`, `no effect`, or several."""
     level, late, no_effect = None, frozenset[ElementKey](), False
     if text in ("repeat", "forgotten"):
         return Result(repeat=text == "repeat", forgotten=text == "forgotten")
@@ -679,7 +648,9 @@ def _result(text: str, touches: tuple[ElementKey, ...]) -> Result:
                 raise _Wrong("a level after an event that touches several elements: say it in `then`")
             level = int(part)
         else:
-            raise _Wrong(f"{part!r} is no result: expected a level, late, late for ELEMENT, no effect, repeat, forgotten or dead REASON")
+            raise _Wrong(
+                f"{part!r} is no result: expected a level, late, late for ELEMENT, no effect, repeat, forgotten or dead REASON"
+            )
     if not late <= set(touches):
         raise _Wrong(f"late for an element that the event does not touch: {text!r}")
     return Result(level=level, late=late, no_effect=no_effect)
