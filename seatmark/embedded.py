@@ -31,6 +31,7 @@ from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_
 from seatmark.settings import PREFIX
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
+from views.store import chdb_dsn
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -76,7 +77,7 @@ class StackPlan:
             "BROKERS": self.brokers,
             "TOPIC_PREFIX": "",
             "PARTITIONS": str(self.partitions),
-            "CLICKHOUSE_DSN": f"chdb://{self.data_dir.absolute() / 'clickhouse'}",
+            "CLICKHOUSE_DSN": chdb_dsn(self.data_dir / "clickhouse"),
             "WEB_HOST": "127.0.0.1",
             "WEB_PORT": str(self.port),
             # The embedded broker lets the first member of a group wait half the session timeout, and one that comes back
