@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ _HEAD = {"about", "date", "timezone", "late_after", "read", "cases"}
 _RUNNERS = {"fold", "model", "stack"}
 _RECORD = {"send", "with", "without", "key", "size", "text", "bytes", "at", "becomes"}
 
-_SEAT_LEASE, _SEAT, _FEATURE_LEASE, _FEATURE = ({"lease"}, set(), {"lease", "quantity"}, {"quantity"})
+_SEAT: set[str] = set()
+_SEAT_LEASE, _FEATURE_LEASE, _FEATURE = {"lease"}, {"lease", "quantity"}, {"quantity"}
 _VERBS: dict[str, set[str]] = {
     "seat.activated": _SEAT_LEASE, "seat.refreshed": _SEAT_LEASE, "seat.deactivated": _SEAT, "seat.expired": _SEAT,
     "seat.denied": _SEAT, "feature.checked_out": _FEATURE_LEASE, "feature.returned": _FEATURE,
@@ -262,6 +264,8 @@ class _File:
             root = yaml.compose(self.path.read_text(), yaml.SafeLoader)
         except yaml.YAMLError as error:
             raise CaseWrong(f"{self.path.name}: {error}") from error
+        if root is None:
+            raise CaseWrong(f"{self.path.name}:1: expected cases, but the file is empty")
         head = self.mapping(root, _HEAD)
         if "cases" not in head:
             raise self.fail(root, "expected `cases`")
@@ -324,7 +328,7 @@ class _File:
         records: list[Record] = []
         for line, item in enumerate(self.sequence(node), start=1):
             if isinstance(item, yaml.ScalarNode):
-                records += self.parsed(item, lambda text, line=line: self.event_line(text, line, entitlement))
+                records += self.parsed(item, partial(self.event_line, line=line, entitlement=entitlement))
             else:
                 records.append(self.special(item, line, entitlement))
         return records
@@ -341,13 +345,13 @@ class _File:
         if "send" in words:
             if "=>" in self.text(words["send"]):
                 raise self.fail(words["send"], "here the result is the word `becomes`")
-            [record] = self.parsed(words["send"], lambda text: self.event_line(text, line, entitlement))
+            [record] = self.parsed(words["send"], partial(self.event_line, line=line, entitlement=entitlement))
             document, key, appended_at = record.document, record.key, record.appended_at
             changes = self.mapping(words["with"], None) if "with" in words else {}
             for path, value in changes.items():
                 self.change(document, path, value)
-            for path in self.sequence(words["without"]) if "without" in words else []:
-                self.change(document, self.text(path), None)
+            for absent in self.sequence(words["without"]) if "without" in words else []:
+                self.change(document, self.text(absent), None)
             value_bytes = _compact(document)
             if "size" in words:
                 missing = self.parsed(words["size"], _whole) - len(_compact({**document, "padding": ""}))
@@ -561,7 +565,7 @@ class _File:
 
     def text(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            raise self.fail(node, f"expected a text, got a {node.id}")
+            raise self.fail(node, f"expected a text, got a {_kind(node)}")
         return str(node.value)
 
     def is_null(self, node: yaml.Node) -> bool:
@@ -570,7 +574,7 @@ class _File:
     def mapping(self, node: yaml.Node, known: set[str] | None) -> dict[str, yaml.Node]:
         """By word. known: which there are; None: any."""
         if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, f"expected words with values, got a {node.id}")
+            raise self.fail(node, f"expected words with values, got a {_kind(node)}")
         words: dict[str, yaml.Node] = {}
         for key, value in node.value:
             word = self.text(key)
@@ -583,7 +587,7 @@ class _File:
 
     def sequence(self, node: yaml.Node) -> list[yaml.Node]:
         if not isinstance(node, yaml.SequenceNode):
-            raise self.fail(node, f"expected a list, got a {node.id}")
+            raise self.fail(node, f"expected a list, got a {_kind(node)}")
         return list(node.value)
 
     def json(self, node: yaml.Node) -> Any:
@@ -592,12 +596,16 @@ class _File:
             return {self.text(key): self.json(value) for key, value in node.value}
         if isinstance(node, yaml.SequenceNode):
             return [self.json(item) for item in node.value]
-        if node.style is not None:
+        if not isinstance(node, yaml.ScalarNode) or node.style is not None:
             return self.text(node)
         try:
             return json.loads(node.value)
         except ValueError as error:
             raise self.fail(node, f"expected a JSON value, or a text in quotes, got {node.value!r}") from error
+
+
+def _kind(node: yaml.Node) -> str:
+    return "list" if isinstance(node, yaml.SequenceNode) else "mapping" if isinstance(node, yaml.MappingNode) else "text"
 
 
 def _sections() -> list[str]:

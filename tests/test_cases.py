@@ -152,7 +152,7 @@ class Folded:
             return None
         rows = self.rows.get(key, {})
         today = self.case.read_at < bounds.end
-        shown = self._completed(rows.get(day), bounds) if day in rows else self._filled(rows, day, bounds)
+        shown = self._completed(rows[day], bounds) if day in rows else self._filled(rows, day, bounds)
         state = "provisional" if today or day in marked else "final"
         return {**shown, "length": bounds.end - bounds.start, "state": state, "stored": day in rows}
 
