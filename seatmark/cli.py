@@ -189,7 +189,7 @@ def prepare() -> None:
         task = bar.add_task("replaying the raw log")
         elements = asyncio.run(prepare_state(settings, lambda done, total: bar.update(task, completed=done, total=total)))
     if elements:
-        say(f"replaying the raw log of {elements:,} elements: done")
+        say(f"replaying the raw log: {elements:,} element{'' if elements == 1 else 's'}, done")
 
 
 @app.command("migrate", rich_help_panel=PARTS)
