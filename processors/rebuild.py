@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from aiokafka.partitioner import DefaultPartitioner
-
 from processors.codec import STATE_VERSION, Cursor, StateRecord, encode_changes, encode_cursor
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
+from processors.partitions import partition_of
 from schemas.events import Event, decode
 
 
@@ -34,11 +33,9 @@ def rebuilt_state(
     rows: all rows of one entitlement together; the memory needed is that of the largest entitlement's log.
     The cursors belong to no topic incarnation: nothing that comes next is taken for already applied.
     """
-    partitioner = DefaultPartitioner()
-    numbers = list(range(partitions))
     epochs: dict[int, int] = {}
     for entitlement, of_entitlement in groupby(rows, key=lambda row: row.entitlement):
-        partition = partitioner(entitlement.encode(), numbers, numbers)
+        partition = partition_of(entitlement, partitions)
         ledger = Ledger(calendar, late_after_ms)
         for row, event in _exact_order(entitlement, of_entitlement):
             ledger.apply_to(row.element, event, position_of(row.epoch, row.offset))

@@ -68,11 +68,12 @@ CREATE TABLE IF NOT EXISTS exact_states
     element LowCardinality(String),
     day Date32 CODEC(Delta, ZSTD(1)),
     position UInt64 CODEC(Delta, ZSTD(1)),
-    state String CODEC(ZSTD(3))
+    state String CODEC(ZSTD(3)),
+    written_at DateTime DEFAULT now() CODEC(Delta, ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(position)
 ORDER BY (entitlement, element, day)
-TTL day + INTERVAL 40 DAY
+TTL written_at + INTERVAL 40 DAY
 SETTINGS non_replicated_deduplication_window = 10000;
 
 -- The view of 0005, with another rule for `state`.

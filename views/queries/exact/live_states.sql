@@ -1,0 +1,4 @@
+-- How some elements stand, as the worker told it last.
+SELECT entitlement, element, level, `limit`, hard_limit, terms_known, state
+FROM elements FINAL
+WHERE entitlement IN {entitlements:Array(String)} AND (entitlement, element) IN {elements:Array(Tuple(String, String))};
