@@ -20,12 +20,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from processors.agents import Topics
 from processors.domain.days import Calendar
 from schemas.events import RESTATE_SOURCE
+from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, wait_until_stored
 from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics
 from seatmark.upkeep import audited, restate_until_settled
 from tests import model
-from tests.chdb_http import ChdbHttp
 from tests.vendor import HOUR, arrivals
 from tests.worker_process import running, settings_of
 from views.migrate import migrate
