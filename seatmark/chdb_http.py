@@ -1,7 +1,7 @@
 """ClickHouse's HTTP interface in front of the embedded engine: one process has the data open, the others ask it.
 
-It knows: queries in the body, in the address, or half in each; query parameters; settings, for one request as on a
-server; inserts with data; compressed and chunked bodies; errors with their code; a user with a password. Large results
+It knows: queries in the body, in the address, half in each, or in a form with their parameters; settings, for one request as
+on a server; inserts with data; compressed and chunked bodies; errors with their code; a user with a password. Large results
 are sent as they are made. It does not know: sessions, external data, progress, compressed answers, ClickHouse's own block
 compression.
 
@@ -11,6 +11,7 @@ of ours runs as a reader, which the engine itself keeps from the disk and the ne
 """
 
 import base64
+import email
 import json
 import logging
 import re
@@ -67,13 +68,15 @@ _REACHES_OUT = re.compile(r"\bINTO OUTFILE\b|\bfile\b")
 # Clients ask this first. To a reader the engine would say that nothing can be set; but inserts have settings.
 _ASKS_FOR_SETTINGS = re.compile(r"SELECT [\w, ]+ FROM system\.settings( LIMIT \d+)?( FORMAT \w+)?")
 _FORMAT = re.compile(r" FORMAT (\w+)(?: SETTINGS .*)?$")
+# For chDB these are no formats of data: it would make Python objects.
+_PYTHON_OBJECTS = {"arrowtable", "dataframe", "datastore"}
 # Formats that stay what they are when they are cut into pieces; chDB repeats the head of others in each piece.
 _STREAMED = re.compile(r"Native|TabSeparated|TSV|CSV|RowBinary|JSONEachRow")
 
 _OUR_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.I)
 _ERROR_CODE = re.compile(r"Code: (\d+)\.")
 # By the number of the error, as ClickHouse answers; 500 for the rest.
-_HTTP_STATUS = {36: 400, 46: 404, 47: 404, 48: 501, 60: 404, 62: 400, 81: 404, 307: 413, 497: 403, 516: 403}
+_HTTP_STATUS = {36: 400, 46: 404, 47: 404, 48: 501, 60: 404, 62: 400, 73: 400, 81: 404, 307: 413, 497: 403, 516: 403}
 
 
 class PortTaken(Explained):
@@ -193,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         address = dict(parse_qsl(parts.query, keep_blank_values=True))
         self._check_user(address)
+        if self.headers.get_content_type() == "multipart/form-data":
+            address |= self._form(body)
+            body = b""
         for name in ("compress", "decompress"):
             if address.get(name, "0") != "0":
                 raise _Refused(48, "NOT_IMPLEMENTED", f"{name}=1 is not supported: use Content-Encoding, or no compression")
@@ -212,6 +218,18 @@ class _Handler(BaseHTTPRequestHandler):
             parameters={name.removeprefix("param_"): value for name, value in address.items() if name.startswith("param_")},
             default_format=address.get("default_format") or self.headers.get("X-ClickHouse-Format") or "TabSeparated",
         )
+
+    def _form(self, body: bytes) -> dict[str, str]:
+        """The fields of a form, which clients send where parameters are too long for an address."""
+        message = email.message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode() + body)
+        fields = {}
+        for part in message.get_payload():
+            if isinstance(part, str) or part.get_filename() is not None:
+                raise _Refused(48, "NOT_IMPLEMENTED", "Of forms, only those with a query and its parameters are supported")
+            value = part.get_payload(decode=True)
+            assert isinstance(value, bytes)
+            fields[str(part.get_param("name", header="content-disposition"))] = _text(value)
+        return fields
 
     def _check_sender(self) -> None:
         """A web page that is open in a browser on this machine could send requests too: these say where they are from."""
@@ -234,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b"".join(self._chunks())
         else:
-            body = self.rfile.read(self._length(self.headers.get("Content-Length", "0"), 10, MAX_BODY_BYTES))
+            body = self._exactly(self._length(self.headers.get("Content-Length", "0"), 10, MAX_BODY_BYTES))
         encoding = self.headers.get("Content-Encoding")
         return _decompressed(body, encoding) if encoding else body
 
@@ -242,9 +260,16 @@ class _Handler(BaseHTTPRequestHandler):
         left = MAX_BODY_BYTES
         while size := self._length(self.rfile.readline(100).split(b";")[0].decode("latin-1").strip(), 16, left):
             left -= size
-            yield self.rfile.read(size)
+            yield self._exactly(size)
             self.rfile.readline(100)
         self.rfile.readline(100)
+
+    def _exactly(self, size: int) -> bytes:
+        body = self.rfile.read(size)
+        if len(body) < size:
+            # Half of an insert is not to be stored.
+            raise ConnectionResetError("the client went away in the middle of its request")
+        return body
 
     def _length(self, digits: str, base: int, limit: int) -> int:
         # What was announced is not read on a refusal, so nothing that comes after it can be understood.
@@ -277,8 +302,10 @@ class _Handler(BaseHTTPRequestHandler):
             connection.query("SET readonly = 1")
         own_format = _FORMAT.search(spelled)
         result_format = own_format[1] if own_format else request.default_format
+        if result_format.lower() in _PYTHON_OBJECTS:
+            raise _Refused(73, "UNKNOWN_FORMAT", f"Unknown format {result_format}")
         headers = _headers(result_format=result_format if _GIVES_ROWS.match(spelled) else None)
-        sql = request.sql.decode()
+        sql = _text(request.sql)
         streamed = spelled.startswith(("SELECT", "WITH")) and _STREAMED.fullmatch(result_format)
         if streamed and self.request_version == "HTTP/1.1":
             with connection.send_query(sql, result_format, params=request.parameters) as stream:
@@ -340,12 +367,15 @@ def _as_spelled(connection: Any, statement: bytes) -> str:
 
     Raises chDB's error where it is none, or more than one.
     """
+    spelled: str = connection.query(f"SELECT formatQuerySingleLine({_quoted(_text(statement))})", "TSVRaw").bytes().decode()
+    return spelled.removesuffix("\n")
+
+
+def _text(part: bytes) -> str:
     try:
-        text = statement.decode()
+        return part.decode()
     except UnicodeDecodeError:
         raise _Refused(62, "SYNTAX_ERROR", "The query is not UTF-8") from None
-    spelled: str = connection.query(f"SELECT formatQuerySingleLine({_quoted(text)})", "TSVRaw").bytes().decode()
-    return spelled.removesuffix("\n")
 
 
 def _check_reading(spelled: str) -> None:
