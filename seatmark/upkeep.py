@@ -150,7 +150,7 @@ async def restate_until_settled(settings: Settings, entitlement: str) -> Any:
                 if not done.elements:
                     return total
                 # A correction goes through worker and sink before the next pass finds nothing to correct.
-                idle = 0 if done.days or done.corrections else idle + 1
+                idle = 0 if done.days or done.differing else idle + 1
                 if idle > _IDLE_PASSES:
                     raise NotRestated(
                         f"{_count(done.elements, 'element')} could not be settled: events of theirs are not stored yet. Are "
