@@ -6,7 +6,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 from urllib.parse import quote
@@ -25,7 +24,6 @@ from seatmark.reports import ApiFailed, get
 from seatmark.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from connectors.flexnet import FlexNetReader
     from seatmark.deadletters import Replayed
     from seatmark.produce import Produced
 
@@ -180,8 +178,8 @@ def terms(
     if before is None and moment >= now - settings.late_after:
         say(
             f"warning: these terms count from now, and no earlier event of {entitlement}, {element} is known. A log that you "
-            f"import after them is late where it is more than {settings.late_after // 60_000} minutes older: it sends no alerts, "
-            "and its days are provisional until they are restated. Give --at a time before such a log"
+            f"import after them is late where it is more than {settings.late_after // 60_000} minutes older: it sends no "
+            "alerts, and its days are provisional until they are restated. Give --at a time before such a log"
         )
     _send(settings, [line], wait)
     what = f"{entitlement}, {element}: limit {limit}, overdraft {overdraft}, from {event['time']}"
@@ -223,7 +221,9 @@ def _outcome(given: Terms, before: dict[str, Any] | None, after: dict[str, Any] 
 
 @importers.command()
 def flexnet(
-    file: Annotated[Path, typer.Argument(help="the vendor daemon's debug log")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="the vendor daemon's debug log; all files of one that was rotated")
+    ],
     entitlement: Annotated[str, typer.Option(help="the entitlement that its checkouts belong to")],
     customer: Annotated[str | None, typer.Option(help="the customer's id")] = None,
     product: Annotated[str | None, typer.Option(help="the product's id")] = None,
@@ -232,7 +232,9 @@ def flexnet(
 ) -> None:
     """Import the debug log of a FlexNet license server: one entitlement, one pool for each feature.
 
-    Importing the same log again, or one that overlaps, changes no level, limit or alert; its days then read provisional.
+    Give the files of a rotated log together: what is out when a new file begins is then known. They are read in the order of
+    their first lines. Importing the same log again, or one that overlaps, changes no level, limit or alert; its days then
+    read provisional until they are restated.
     """
     from connectors.flexnet import FlexNetReader
 
@@ -240,12 +242,16 @@ def flexnet(
     try:
         zone = ZoneInfo(Calendar(timezone).timezone)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint="--timezone") from error
+    for file in files:
+        if files.count(file) > 1:
+            raise typer.BadParameter(f"{file} is given twice")
+    log = _Log([_existing(file) for file in files])
     reader = FlexNetReader(entitlement=entitlement, timezone=zone, customer=customer, product=product)
-    with _existing(file).open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        produced = _send(settings, _as_json(reader, lines), wait)
+    produced = _send(settings, (orjson.dumps(event) for event in reader.events(log.lines())), wait)
     summary = reader.summary
-    say(f"read {summary.lines:,} lines, from {_text(summary.first)} to {_text(summary.last)}")
+    span = f"events from {summary.first} to {summary.last}" if summary.first else "no events"
+    say(f"read {summary.lines:,} lines, {span}")
     for kind, count in sorted(summary.events.items()):
         say(f"  {count:>8,} {kind}")
     for feature, count in sorted(summary.features.items()):
@@ -256,15 +262,49 @@ def flexnet(
     for number, problem in produced.refused:
         say(f"event {number} of the log was left out: {problem}")
     for number, text in summary.unreadable:
-        say(f"line {number} looks like a checkout, but could not be read: {text}")
+        say(f"{log.place(number)} looks like a checkout, but could not be read: {text}")
     say(f"sent {produced.sent:,} events to {entitlement}")
     if summary.unreadable or produced.refused:
         raise typer.Exit(1)
 
 
-def _as_json(reader: "FlexNetReader", lines: Iterable[str]) -> Iterator[bytes]:
-    for event in reader.events(lines):
-        yield orjson.dumps(event)
+class _Log:
+    """The files of a log, oldest first. Raises connectors.flexnet.FilesOverlap where they are not one log."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        from connectors.flexnet import look_at, oldest_first
+
+        self._paths = paths
+        self._lengths: dict[str, int] = {}
+        if len(paths) == 1:
+            return
+        files = [look_at(str(path), self._lines_of(path)) for path in paths]
+        self._lengths = {file.name: file.lines for file in files}
+        for file in files:
+            if file.lines and not file.times:
+                say(f"no line of {file.name} says a date: the files are read in the order in which they were given")
+        self._paths = [Path(file.name) for file in oldest_first(files)]
+        if self._paths != paths:
+            say("read in the order of their first lines: " + ", ".join(map(str, self._paths)))
+
+    def lines(self) -> Iterator[str]:
+        """The lines of all files."""
+        for path in self._paths:
+            yield from self._lines_of(path)
+
+    def place(self, number: int) -> str:
+        """Where the line with this number, counted over all files, is to be found."""
+        for path in self._paths:
+            length = self._lengths.get(str(path), number)
+            if number <= length:
+                break
+            number -= length
+        return f"line {number}" if len(self._paths) == 1 else f"{path} line {number}"
+
+    @staticmethod
+    def _lines_of(path: Path) -> Iterator[str]:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            yield from lines
 
 
 def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
@@ -333,7 +373,3 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise typer.BadParameter(f"there is no file {path}")
     return path
-
-
-def _text(moment: object) -> str:
-    return moment.astimezone(UTC).isoformat() if isinstance(moment, datetime) else str(moment)

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from processors.agents import Topics
 from processors.partitions import partition_of
 from schemas.events import format_time
+from seatmark import deadletters
 from seatmark.deadletters import NoDeadLetters, Replayed, replay
 from seatmark.produce import end_offsets
 from seatmark.topics import ensure_topics
@@ -159,6 +160,20 @@ async def test_limit_since_and_dry_run(letters: Letters) -> None:
     assert newer.valid == 2
     numbers = [orjson.loads(record.value)["id"] for record in await letters.sent()]
     assert numbers == ["e1", "e2", "e1", "e2", "e3", "e2", "e3"]
+
+
+async def test_letters_that_come_during_a_run_are_left_to_the_next(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
+    await letters.write("time_in_future", event(1))
+
+    async def ends_and_then_one_more(*arguments: Any) -> dict[TopicPartition, int]:
+        ends = await end_offsets(*arguments)
+        await letters.write("time_in_future", event(2))
+        return ends
+
+    monkeypatch.setattr(deadletters, "end_offsets", ends_and_then_one_more)
+    assert (await letters.replay("time_in_future")).valid == 1
+    monkeypatch.undo()
+    assert (await letters.replay("time_in_future")).valid == 2
 
 
 async def test_without_letters_nothing_is_sent_and_without_their_topic_it_is_told(letters: Letters) -> None:
