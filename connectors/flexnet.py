@@ -72,6 +72,10 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _EVENT_TYPES = {"OUT": "feature.checked_out", "IN": "feature.returned", "DENIED": "feature.denied"}
 
 
+class NotALog(Explained):
+    """A file has no line of a FlexNet debug log."""
+
+
 class FilesOverlap(Explained):
     """The files of a log cannot be read one after the other, because their times overlap."""
 
@@ -145,14 +149,19 @@ class _Request:
 
 
 def look_at(name: str, lines: Iterable[str]) -> LogFile:
-    """Find out from when to when a file goes. Raises nothing where it says no date."""
+    """Find out from when to when a file goes. Raises NotALog."""
     reader = FlexNetReader(entitlement="", timezone=ZoneInfo("UTC"))
     times: tuple[datetime, datetime] | None = None
     try:
         for _, local in reader._dated_lines(reader._stamped_lines(lines)):
             times = (times[0], max(times[1], local)) if times else (local, local)
     except NoDateError:
-        pass
+        skipped = reader.summary.skipped
+        if skipped["no time stamp"] + skipped["blank"] == reader.summary.lines:
+            raise NotALog(
+                f"{name} has no line such as 11:02:14 (adskflex) OUT: ..., so it is no FlexNet debug log. If it is compressed, "
+                "unpack it"
+            ) from None
     return LogFile(name, reader.summary.lines, times)
 
 

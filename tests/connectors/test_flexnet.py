@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.flexnet import FilesOverlap, FlexNetReader, LogFile, NoDateError, Summary, look_at, oldest_first
+from connectors.flexnet import FilesOverlap, FlexNetReader, LogFile, NoDateError, NotALog, Summary, look_at, oldest_first
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
 from schemas.events import decode
@@ -687,6 +687,11 @@ def test_where_a_file_says_no_date_all_are_read_as_given() -> None:
         oldest_first(files[::-1])
     # An empty one has no place, and takes none from the others.
     assert names(oldest_first(looked_at(b=SECOND, empty=[], a=FIRST)))[-2:] == ["a", "b"]
+
+
+def test_a_file_that_is_no_log_is_refused() -> None:
+    with pytest.raises(NotALog, match=r"lmgrd.log.2.gz has no line such as"):
+        look_at("lmgrd.log.2.gz", ["\x1f\ufffd\x08 ...\n", "\n"])
 
 
 def test_files_that_overlap_are_refused() -> None:
