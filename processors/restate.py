@@ -354,7 +354,8 @@ class _Writes:
         if history.saved is not None:
             self._checkpoints.append((folded.key, basis, history.saved))
         if work.ranges:
-            self._restated.append((folded.key, basis))
+            # Not `basis`: a mark that comes into sight after the row that it is about must still be found new.
+            self._restated.append((folded.key, min(basis, work.standing.newest_mark.position)))
 
     def tables(self) -> Iterator[tuple[str, pa.Table]]:
         """The inserts, in order: what says that something is restated comes last."""

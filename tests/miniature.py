@@ -60,7 +60,7 @@ class Miniature:
         self.dead_letters: list[Any] = []
         self.restater = Restater(RawLog(client, self.topic), self._send, calendar=self.calendar, late_after_ms=late_after_ms)
         self.entitlements: set[str] = set()
-        self._applied = 0
+        self.applied = 0
         self._outputs: Counter[str] = Counter()
 
     @property
@@ -82,11 +82,11 @@ class Miniature:
 
     def work(self, records: int | None = None) -> None:
         """The worker applies what is on the topic, as one chunk."""
-        end = len(self.log) if records is None else min(len(self.log), self._applied + records)
-        while self._applied < end:
-            chunk = self.log[self._applied : end]
+        end = len(self.log) if records is None else min(len(self.log), self.applied + records)
+        while self.applied < end:
+            chunk = self.log[self.applied : end]
             out = fold_chunk(self.state, chunk, self.now_ms)
-            self._applied += out.taken
+            self.applied += out.taken
             changes = self.ledger.take_changes()
             days = [encode_day(record) for record in (*changes.days, *changes.marks, *changes.settled)]
             for topic, values in ((ACTIVITY, out.activity), (ALERTS, out.alerts), (DAYS, [(None, day, []) for day in days])):

@@ -26,6 +26,7 @@ from tests.processors.domain.test_ledger import (
     used,
 )
 from tests.random_logs import DAY, START, logs
+from tests.vendor import arrivals
 from views.store import connect
 
 Document = dict[str, Any]
@@ -328,3 +329,64 @@ def test_random_logs_end_at_the_models_exact_numbers(
     )
     assert (findings.differences, findings.provisional_days, findings.unsettled) == ([], 0, 0)
     client.close()
+
+
+@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+def test_corrections_under_load_never_make_a_right_level_wrong(stack: Miniature) -> None:
+    """Traffic goes on while what is stored is always some hundred events behind, and so are the corrections."""
+    name = uuid.uuid4().hex[:8]
+    sent = arrivals(3, events=1500, entitlements=100, until_ms=NOW - HOUR, late=0.15)
+    documents = [document | {"subject": f"{name}-{document['subject']}"} for document in sent]
+    so_far: dict[str, list[Document]] = {}
+    corrected = 0
+
+    def right(subject: str) -> dict[tuple[str, str], Any]:
+        exact = model.run(so_far[subject], timezone="UTC", late_after_ms=HOUR, exact=True)
+        found: dict[tuple[str, str], Any] = {}
+        for (_, element), wanted in exact.items():
+            live = stack.ledger.elements[subject, element]
+            for seat in live.holds.keys() | wanted.holds.keys():
+                hold = live.holds.get(seat)
+                if (hold.quantity if hold else 0) == wanted.holds.get(seat, 0):
+                    found[element, seat] = wanted.holds.get(seat, 0)
+            if live.head.total == wanted.total:
+                found[element, ""] = wanted.total
+        return found
+
+    behind: list[Any] = []
+    for start in range(0, len(documents), 100):
+        for document in documents[start : start + 100]:
+            so_far.setdefault(document["subject"], []).append(document)
+        stack.arrive(documents[start : start + 100])
+        stack.work()
+        # The sink stores what was put out three steps ago.
+        behind.append(stack.unsunk)
+        stack.unsunk = behind.pop(0) if len(behind) > 3 else []
+        stack.sink()
+        stack.restate()
+        while len(stack.log) > stack.applied:
+            subject = (stack.log[stack.applied].key or b"").decode()
+            before = right(subject)
+            stack.work(1)
+            after = right(subject)
+            # A seat that is closed in both is no longer there once it is forgotten.
+            lost = {
+                key
+                for key, value in before.items()
+                if key not in after and (value or key[1] in live_seats(stack, subject, key[0]))
+            }
+            assert not lost, (subject, lost)
+            corrected += 1
+    for items in behind:
+        stack.unsunk = items + stack.unsunk
+    stack.unsunk.sort(key=lambda item: (item[0], item[1].offset))
+    stack.settle(passes=10)
+    for subject, log in so_far.items():
+        for (_, element), wanted in model.run(log, timezone="UTC", late_after_ms=HOUR, exact=True).items():
+            head = stack.ledger.elements[subject, element].head
+            assert (head.level, head.state, head.unsettled_since) == (wanted.level, wanted.state, 0)
+    assert corrected > 100
+
+
+def live_seats(stack: Miniature, subject: str, element: str) -> set[str]:
+    return {seat for seat, hold in stack.ledger.elements[subject, element].holds.items() if hold.quantity}
