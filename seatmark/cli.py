@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 PARTS = "The parts, for production"
 app.command("produce", rich_help_panel="Events in")(events.produce)
+app.command("replay-dead-letters", rich_help_panel="Events in")(events.replay_dead_letters)
 app.command("terms", rich_help_panel="Events in")(events.terms)
 app.add_typer(events.importers, name="import", rich_help_panel="Events in")
 app.command("usage", rich_help_panel="Numbers out")(reports.usage)
