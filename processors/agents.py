@@ -182,7 +182,7 @@ class ChunkProcessor:
         partition = records[0].partition
         out = fold_chunk(state, records, int(time.time() * 1000))
         changes = state.ledger.take_changes()
-        days: list[DayRecord] = [*changes.days, *changes.marks]
+        days: list[DayRecord] = [*changes.days, *changes.marks, *changes.settled]
         out.days = [(record.entitlement.encode(), encode_day(record), []) for record in days]
         folded = time.monotonic()
 

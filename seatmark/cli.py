@@ -64,6 +64,7 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="where the data lives; made if it is not there")] = Path("seatmark-data"),
     port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+    clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
     """Run the whole stack on this machine: broker, worker, sink, ClickHouse and web. Ctrl-C stops it.
 
@@ -73,7 +74,7 @@ def up(
 
     settings = load_settings()
     configure_logging("WARNING")
-    plan = StackPlan(data_dir, port, broker_port, settings.partitions)
+    plan = StackPlan(data_dir, port, broker_port, clickhouse_port, settings.partitions)
     run_until_stopped(lambda stop: _up(plan, stop))
 
 
@@ -82,7 +83,10 @@ async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
 
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
-        say(f"Seatmark is up. API: {plan.url}/docs   broker: {plan.brokers}   data: {plan.data_dir}   Ctrl-C stops it.")
+        say(
+            f"Seatmark is up. API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
+            f"data: {plan.data_dir}   Ctrl-C stops it."
+        )
         await stack.run(stop)
         say("stopping: storing what the broker still holds ...")
     say("stopped.")
@@ -102,6 +106,7 @@ def run_until_stopped(run: Callable[[asyncio.Event], Any]) -> None:
 def demo_command(
     port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+    clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
     """Run the stack with 30 days of a made-up vendor, and show what it says.
 
@@ -111,7 +116,7 @@ def demo_command(
 
     settings = load_settings()
     configure_logging("WARNING")
-    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, stop))
+    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, clickhouse_port, stop))
 
 
 @app.command(rich_help_panel=PARTS)
@@ -143,8 +148,9 @@ def web() -> None:
 
 @app.command(hidden=True)
 def store() -> None:
-    """Sink and web in one process, as the embedded ClickHouse needs it."""
-    from views.store import Store
+    """Sink, web and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    from seatmark.chdb_http import ChdbHttp
+    from views.store import Store, chdb_directory
     from views.web.app import create_app, serve
 
     settings = _start(metrics_port=0)
@@ -154,7 +160,8 @@ def store() -> None:
         web = serve(web_app, settings.web_host, settings.web_port, stop)
         await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
 
-    run_until_stopped(both)
+    with ChdbHttp(Path(chdb_directory(settings.clickhouse_dsn.get_secret_value())), settings.clickhouse_port):
+        run_until_stopped(both)
 
 
 def sink_parts(settings: Settings, sink: "Sink", stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
@@ -189,7 +196,7 @@ def prepare() -> None:
         task = bar.add_task("replaying the raw log")
         elements = asyncio.run(prepare_state(settings, lambda done, total: bar.update(task, completed=done, total=total)))
     if elements:
-        say(f"replaying the raw log of {elements:,} elements: done")
+        say(f"replaying the raw log: {elements:,} element{'' if elements == 1 else 's'}, done")
 
 
 @app.command("migrate", rich_help_panel=PARTS)

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
         SecretStr("http://127.0.0.1:8123/default"),
         description="`chdb:///directory` (in process) or `http(s)://user:password@host:8123/database`",
     )
+    clickhouse_port: int = Field(
+        8123, ge=1, le=65535, description="port of 127.0.0.1 on which an embedded ClickHouse (`chdb:`) answers other programs"
+    )
     url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web API")
     timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"

@@ -77,7 +77,7 @@ async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[
     async def audits() -> None:
         waiting = min(settings.audit_interval, _FIRST_AUDIT_MS)
         while not await _set_within(stop, waiting):
-            findings = await asyncio.to_thread(_audited, settings, owns=owns)
+            findings = await asyncio.to_thread(audited, settings, owns=owns)
             for difference in findings.differences[:_SHOWN_DIFFERENCES]:
                 logger.error("audit: %s", difference)
             waiting = settings.audit_interval
@@ -98,7 +98,8 @@ async def _again_and_again(run: Callable[[], Coroutine[Any, Any, None]], pause_m
             await _set_within(stop, pause_ms)
 
 
-def _audited(settings: Settings, **options: Any) -> Any:
+def audited(settings: Settings, **options: Any) -> Any:
+    """One audit; options as for `processors.audit.Auditor.run`, and what that gives."""
     from processors.agents import Topics
     from processors.audit import Auditor
     from processors.domain.days import Calendar
@@ -123,14 +124,15 @@ def restate(
     """
     settings = load_settings()
     configure_logging(settings.log_level)
-    report = asyncio.run(_restate_until_settled(settings, entitlement))
+    report = asyncio.run(restate_until_settled(settings, entitlement))
     say(
         f"restated {_count(report.days, 'day')} and {_count(report.rows, 'row')} of the raw log; sent "
         f"{_count(report.differing, 'correction')} of live levels"
     )
 
 
-async def _restate_until_settled(settings: Settings, entitlement: str) -> Any:
+async def restate_until_settled(settings: Settings, entitlement: str) -> Any:
+    """Pass after pass until nothing is left to do; the sum of their reports. Raises NotRestated: it does not come to an end."""
     from processors.restate import Report
 
     total = Report()
@@ -148,7 +150,7 @@ async def _restate_until_settled(settings: Settings, entitlement: str) -> Any:
                 if not done.elements:
                     return total
                 # A correction goes through worker and sink before the next pass finds nothing to correct.
-                idle = 0 if done.days or done.corrections else idle + 1
+                idle = 0 if done.days or done.differing else idle + 1
                 if idle > _IDLE_PASSES:
                     raise NotRestated(
                         f"{_count(done.elements, 'element')} could not be settled: events of theirs are not stored yet. Are "
@@ -171,7 +173,7 @@ def audit(
         raise typer.BadParameter(f"expected a day such as 2026-01-31, got {since!r}", param_hint="--since") from error
     with progress() as bar:
         task = bar.add_task("auditing")
-        findings = _audited(
+        findings = audited(
             settings,
             entitlement=entitlement,
             since=first_day,

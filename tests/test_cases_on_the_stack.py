@@ -22,6 +22,7 @@ from clickhouse_connect.driver.client import Client
 from processors.agents import Topics
 from processors.domain.ledger import position_of
 from processors.sink import Sink
+from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import wait_until_stored
 from seatmark.topics import ensure_topics
 from tests.cases_compare import (
@@ -37,7 +38,6 @@ from tests.cases_compare import (
     result_problem,
 )
 from tests.cases_format import Case, Record, parse_instant
-from tests.chdb_http import ChdbHttp
 from tests.worker_process import running_worker, settings_of
 from views.migrate import migrate
 from views.store import connect

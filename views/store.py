@@ -37,9 +37,13 @@ def chdb_dsn(directory: Path) -> str:
 def chdb_directory(dsn: str) -> str:
     """The directory that a `chdb:` DSN names, spelled as the engine knows it: of two spellings it would make two.
 
-    Raises StoreUnavailable: chDB cannot open it, because it takes what follows a question mark for options.
+    Raises StoreUnavailable: it is the DSN of a server; or chDB cannot open the directory, because it takes what follows a
+    question mark for options.
     """
-    directory = os.path.realpath(unquote(urlsplit(dsn).path))
+    parts = urlsplit(dsn)
+    if parts.scheme != "chdb":
+        raise StoreUnavailable(f"{address_of(dsn)} is a server: expected an embedded ClickHouse, chdb:///directory")
+    directory = os.path.realpath(unquote(parts.path))
     if "?" in directory:
         raise StoreUnavailable(
             f"the embedded ClickHouse cannot use the directory {directory}: choose one without a question mark in its path"

@@ -29,9 +29,9 @@ from schemas.activity import (
 )
 from schemas.alerts import Alert, AlertData, Cause, encode_alert
 from schemas.days import DayMark, DayRow, Settled, encode_day
+from seatmark.chdb_http import ChdbHttp
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
-from tests.chdb_http import ChdbHttp
 from views.migrate import migrate
 from views.store import StoreUnavailable, connect
 

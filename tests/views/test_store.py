@@ -13,8 +13,8 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from schemas.days import DayRow
-from tests.chdb_http import ChdbHttp
-from views.store import Store, StoreUnavailable, address_of, chdb_dsn, connect
+from seatmark.chdb_http import ChdbHttp
+from views.store import Store, StoreUnavailable, address_of, chdb_directory, chdb_dsn, connect
 
 AT = "2026-11-24 10:00:00.000"
 
@@ -101,9 +101,9 @@ def test_another_process_has_the_directory(chdb_http: ChdbHttp) -> None:
         "try:\n    connect(sys.argv[1])\nexcept StoreUnavailable as error:\n    print(error)\n"
     )
     child = subprocess.run(
-        [sys.executable, "-c", program, f"chdb://{chdb_http.path}"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, chdb_dsn(chdb_http.directory)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert f"cannot open the embedded ClickHouse at chdb://{chdb_http.path}: another process has it open" in child.stdout
+    assert f"cannot open the embedded ClickHouse at chdb://{chdb_http.directory}: another process has it open" in child.stdout
 
 
 def test_the_embedded_store_is_in_the_directory_that_was_named(tmp_path: Path) -> None:
@@ -127,6 +127,12 @@ def test_a_directory_that_chdb_would_take_apart_is_refused(tmp_path: Path) -> No
     with pytest.raises(StoreUnavailable, match=r"cannot use the directory .*/a\?b: choose one without a question mark"):
         connect(chdb_dsn(tmp_path / "a?b"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_has_no_directory() -> None:
+    with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:8123 is a server") as refused:
+        chdb_directory("http://seatmark:geheim@127.0.0.1:8123/default")
+    assert "geheim" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -178,24 +178,22 @@ def test_the_latest_restatement_of_an_element_stays(client: Client, entitlement:
 
 
 def test_of_an_exact_state_the_one_of_more_events_stays_and_old_ones_go(client: Client, entitlement: str) -> None:
-    today = client.query("SELECT toDate(now())").first_row[0]
-    days_ago = {days: today - timedelta(days=days) for days in (1, 39, 41, 4000)}
-    for days, position in ((1, 8), (1, 9), (1, 7), (39, 5), (41, 5), (4000, 5)):
+    """Old is what was written long ago: an import of an old log has states of old days."""
+    [now] = client.query("SELECT now()").first_row
+    for day, position, days_ago in ((20, 8, 3), (20, 9, 2), (20, 7, 1), (21, 5, 39), (22, 5, 41)):
         rows = {
-            "entitlement": [entitlement], "element": ["seats"], "day": pa.array([days_ago[days]], pa.date32()),
+            "entitlement": [entitlement], "element": ["seats"], "day": pa.array([date(2016, 11, day)], pa.date32()),
             "position": pa.array([position], pa.uint64()), "state": [f"state-{position}"],
+            "written_at": [now.replace(tzinfo=UTC) - timedelta(days=days_ago)],
         }  # fmt: skip
         client.insert_arrow("exact_states", pa.table(rows))
     # Merges happen sooner or later; this is one.
     client.command("OPTIMIZE TABLE exact_states FINAL")
-    stored = rows_of(
-        client,
-        "SELECT day, position, state FROM exact_states WHERE entitlement = {entitlement:String} ORDER BY day",
-        entitlement,
-    )
-    assert stored == [
-        {"day": days_ago[39], "position": 5, "state": "state-5"}, {"day": days_ago[1], "position": 9, "state": "state-9"},
-    ]  # fmt: skip
+    query = "SELECT day, position, state FROM exact_states WHERE entitlement = {entitlement:String} ORDER BY day"
+    assert rows_of(client, query, entitlement) == [
+        {"day": date(2016, 11, 20), "position": 9, "state": "state-9"},
+        {"day": date(2016, 11, 21), "position": 5, "state": "state-5"},
+    ]
 
 
 def test_a_repeated_insert_with_the_same_token_is_dropped_everywhere(
