@@ -216,22 +216,20 @@ def words(
         "holds": {seat: (hold.quantity, hold.lease_end) for seat, hold in element.holds.items() if hold.quantity},
         "alerts": alerts,
         "marks": sorted(marked),
-        "days": {day: day_words(case, calendar, element, rows, day, marked) for day in days_of(case, key)},
+        "days": {day: day_words(case, calendar, rows, day, marked) for day in days_of(case, key)},
     }
 
 
-def day_words(
-    case: Case, calendar: Calendar, element: Element, rows: Mapping[str, DayRow], day: str, marked: set[str]
-) -> dict[str, Any] | None:
+def day_words(case: Case, calendar: Calendar, rows: Mapping[str, DayRow], day: str, marked: set[str]) -> dict[str, Any] | None:
     """One day as a reader shows it: the stored row completed, or the latest one before it carried on."""
     bounds = calendar.bounds(date.fromisoformat(day))
     if bounds is None:
         return None
     today = case.read_at < bounds.end
     shown = completed(case, rows[day], bounds) if day in rows else filled(case, rows, day, bounds)
-    # An element that is unsettled now has all days until now marked.
-    unsettled = element.head.unsettled_since > 0 and day > max(marked, default="")
-    state = "provisional" if today or day in marked or unsettled else "final"
+    # A day without a row stands as the row that it is carried from.
+    carried_from = max((known for known in rows if known <= day), default=day)
+    state = "provisional" if today or marked & {day, carried_from} else "final"
     return {**shown, "length": bounds.end - bounds.start, "state": state, "stored": day in rows}
 
 
@@ -307,7 +305,7 @@ def model_came(case: Case, elements: dict[ElementKey, model.Element], expected: 
             "marks": sorted(marked),
             "days": {day: model_day(case, element, day, marked) for day in days_of(case, key)},
         }
-        # The model has no names and kinds, and nothing unsettled: they are no numbers. What a case says of them is taken as it is.
+        # These are no numbers, and the model has none of them: what a case says of them is taken as it is.
         unknown = ("name", "kind", "unsettled")
         came[key] |= {word: value for word, value in expected.get(key, {}).items() if word in unknown}
     return came
@@ -319,9 +317,11 @@ def model_day(case: Case, element: model.Element, day: str, marked: set[str]) ->
     if start == end:
         return None
     today = case.read_at < end
+    carried_from = max((step.t for step in element.steps if step.t < end), default=start)
+    provisional = today or marked & {day, model.day_of(carried_from, case.timezone).isoformat()}
     row = element.day_row(start, end, case.read_at if today else None)
     row["overdraft_seconds"], row["unit_seconds"] = row.pop("overdraft_ms"), row.pop("unit_ms")
-    state = "provisional" if today or day in marked else "final"
+    state = "provisional" if provisional else "final"
     return {**row, "length": end - start, "state": state, "stored": any(start <= step.t < end for step in element.steps)}
 
 

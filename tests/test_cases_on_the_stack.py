@@ -40,7 +40,7 @@ from tests.cases_compare import (
 from tests.cases_format import Case, Record, parse_instant
 from tests.worker_process import running_worker, settings_of
 from views.migrate import migrate
-from views.store import connect
+from views.store import chdb_dsn, connect
 
 pytestmark = pytest.mark.kafka
 
@@ -93,7 +93,7 @@ class Deployment:
         self.cases = cases
         self.prefix = f"cases-{uuid.uuid4().hex[:8]}-"
         self.topics = Topics(self.prefix)
-        self.dsn = f"chdb://{clickhouse.path}?database=cases_{uuid.uuid4().hex}"
+        self.dsn = f"{chdb_dsn(clickhouse.directory)}?database=cases_{uuid.uuid4().hex}"
         self.log = logs / f"{self.prefix}worker.log"
         # Where each record came to stand: (partition, offset).
         self.places: dict[Record, tuple[int, int]] = {}
