@@ -107,7 +107,9 @@ async def _check(
             # A setting that the broker does not know, and so does not tell, cannot be compared.
             if matters(key) and found_value is not None and found_value != value:
                 lost = "; what it should have kept may be gone: then run `seatmark rebuild`" if value == "compact" else ""
-                wrong.append(f"{prefix + topic.name}: {key} is {found_value}, expected {value}. Alter the topic's setting{lost}")
+                wrong.append(
+                    f"{prefix + topic.name}: {key} is {found_value}, expected {value}. Alter the topic's setting{lost}"
+                )
     if wrong:
         raise TopicsWrong("\n".join(wrong))
     return counts

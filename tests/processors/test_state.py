@@ -20,6 +20,7 @@ from processors.agents import ChunkOutputs, fold_chunk
 from processors.codec import STATE_VERSION, Cursor, StateRecord, UnreadableState, encode_changes, encode_cursor, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
+from processors.partitions import partition_of
 from processors.state import PartitionState, PartitionStates, StateRefused
 from schemas.activity import decode_activity
 from schemas.days import DayRecord
@@ -343,6 +344,27 @@ def test_the_state_of_another_incarnation_is_refused() -> None:
         states.resume_offset(PARTITION, None)
 
 
+def test_a_partition_that_was_worked_on_and_has_no_state_is_refused() -> None:
+    with pytest.raises(StateRefused, match=r"partition 2 has no state.* offset 41: .*seatmark rebuild"):
+        recovered([]).resume_offset(PARTITION, committed=42)
+    # A group that has only been told to begin at the beginning has not worked.
+    assert recovered([]).resume_offset(PARTITION, committed=0) is None
+    # Rebuilt state does not stand for what is committed.
+    rebuilt = recovered([encode_cursor(Cursor(STATE_VERSION, "", 7, -1, "UTC"))])
+    assert rebuilt.resume_offset(PARTITION, committed=42) is None
+
+
+def test_state_of_an_entitlement_that_belongs_on_another_partition_is_refused() -> None:
+    """As after SEATMARK_PARTITIONS was changed: by murmur2, `ent-1` is on partition 2 of 3 and on 3 of 4."""
+    worker = new_worker()
+    worker.process(sources([activated("a", "10:00")]))
+    states = PartitionStates(Calendar("UTC"), HOUR, "topic-1", partitions=4)
+    states.restore(PARTITION, [Stored(key, value) for key, value in worker.changelog])
+    states.restored()
+    with pytest.raises(StateRefused, match=r"partition 2 .* of 4, .*'ent-1'.*SEATMARK_PARTITIONS.*seatmark rebuild"):
+        states.resume_offset(PARTITION, None)
+
+
 def test_the_state_of_another_time_zone_is_refused() -> None:
     worker = new_worker("Europe/Paris")
     worker.process(sources([activated("a", "10:00")]))
@@ -402,6 +424,56 @@ def test_recovery_goes_on_and_the_worker_does_not_start_with_half_a_state(name: 
     states = recovered([*worker.changelog, UNREADABLE[name], *worker.changelog])
     with pytest.raises(UnreadableState):
         states.resume_offset(PARTITION, None)
+
+
+# --- Partitions
+
+# murmur2 of these keys, from Kafka's own tests (UtilsTest.testMurmur2): -973932308 and -985981536. Without the sign bit that is
+# 1173551340 and 1161502112, and modulo 3: partitions 0 and 2.
+ELSEWHERE, HERE = "21", "a-little-bit-long-string"
+
+
+def test_a_record_on_another_partition_than_kafkas_own_clients_choose_is_a_dead_letter() -> None:
+    worker = new_worker()
+    log = [
+        activated("a", "10:00", subject=ELSEWHERE),
+        activated("a", "10:00", subject=HERE),
+        limited("10:01", 1, subject=ELSEWHERE),
+    ]
+    processed = worker.process(sources(log))
+    assert [(key, dict(headers)["seatmark-reason"]) for key, _, headers in processed.outputs.dead_letters] == [
+        (ELSEWHERE.encode(), b"key_mismatch"),
+        (ELSEWHERE.encode(), b"key_mismatch"),
+    ]
+    detail = dict(processed.outputs.dead_letters[0][2])["seatmark-detail"].decode()
+    for part in ("is on partition 2", "on partition 0 of 3", "partitioner=murmur2_random"):
+        assert part in detail
+    assert [row["entitlement"] for row in rows_of(processed.outputs)] == [HERE]
+    assert set(worker.state.ledger.elements) == {(HERE, "seats")}
+
+
+def test_what_is_wrong_in_itself_is_told_before_the_partition() -> None:
+    processed = new_worker().process([Source(0, raw(activated("a", "10:00", subject=ELSEWHERE), type="seat.painted"))])
+    [(_, _, headers)] = processed.outputs.dead_letters
+    assert dict(headers)["seatmark-reason"] == b"unknown_type"
+
+
+def test_the_partition_of_an_entitlement_is_worked_out_once_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs as much as folding an event."""
+    worked_out = []
+
+    def counted_partition_of(entitlement: str, partitions: int) -> int:
+        worked_out.append(entitlement)
+        return partition_of(entitlement, partitions)
+
+    monkeypatch.setattr("processors.state.partition_of", counted_partition_of)
+    worker = new_worker()
+    for first in (0, 50):
+        worker.process(sources([activated(f"s{n}", "10:00") for n in range(50)], first=first))
+    assert worked_out == ["ent-1"]
+    restarted = Worker(recovered(worker.changelog).of(PARTITION))
+    restarted.process(sources([activated("t", "10:00")], first=100))
+    assert worked_out == ["ent-1"] * 2
 
 
 # --- Dead letters
