@@ -124,9 +124,15 @@ def demo_command(
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
     from processors.app import run_worker
+    from seatmark.topics import check_topics
 
     settings = _start()
-    run_until_stopped(lambda stop: run_worker(worker_config(settings), stop))
+
+    async def run(stop: asyncio.Event) -> None:
+        await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
+        await run_worker(worker_config(settings), stop)
+
+    run_until_stopped(run)
 
 
 @app.command(rich_help_panel=PARTS)

@@ -51,7 +51,7 @@ class Miniature:
         self.now_ms = now_ms if now_ms is not None else int(time.time() * 1000)
         self.topic = f"t{uuid.uuid4().hex[:8]}-entitlement-events"
         self.calendar = Calendar(timezone)
-        self._states = PartitionStates(self.calendar, late_after_ms, "incarnation-1")
+        self._states = PartitionStates(self.calendar, late_after_ms, "incarnation-1", partitions=1)
         self.state = self._states.of(0)
         self.state.begin("incarnation-1")
         self.log: list[Record] = []
