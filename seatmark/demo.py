@@ -203,4 +203,4 @@ def _show(url: str) -> None:
     entitlement, element = SHOWN
     print_usage(get(url, f"/api/v1/entitlements/{entitlement}/usage", {"element": element, "days": DAYS}))
     print()
-    print_overdrafts(get(url, "/api/v1/overdrafts", {}))
+    print_overdrafts(get(url, "/api/v1/overdrafts", {"now": True}))

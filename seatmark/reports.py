@@ -54,11 +54,11 @@ def print_usage(document: dict[str, Any]) -> None:
 
 def overdrafts(format: FormatOption = Format.table) -> None:
     """Who is above the limit now, and by how much."""
-    document = get(load_settings().url, "/api/v1/overdrafts", {})
+    document = get(load_settings().url, "/api/v1/overdrafts", {"now": True})
     if format is Format.json:
         print_json(document)
     elif format is Format.csv:
-        print_csv(document["overdrafts"])
+        print_csv([{name: value for name, value in row.items() if name != "days"} for row in document["overdrafts"]])
     else:
         print_overdrafts(document)
 
@@ -73,16 +73,19 @@ def print_overdrafts(document: dict[str, Any]) -> None:
 
 
 def get(url: str, path: str, parameters: dict[str, Any]) -> Any:
-    """The JSON document at a path of the web API. Raises ApiFailed."""
+    """The JSON document at a path of the web API, asked for with SEATMARK_TOKEN. Raises ApiFailed."""
+    token = load_settings().token.get_secret_value()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        response = httpx.get(url + path, params=parameters, timeout=_SECONDS)
+        response = httpx.get(url + path, params=parameters, headers=headers, timeout=_SECONDS)
     except httpx.TransportError as error:
         raise ApiFailed(f"no answer from {url} ({error}): is Seatmark up? SEATMARK_URL says where it is") from error
     if response.is_success:
         return response.json()
     try:
         problem = response.json()
-        raise ApiFailed(problem.get("detail") or problem["title"])
+        said = problem.get("detail") or problem["title"]
+        raise ApiFailed(f"{said}. SEATMARK_TOKEN is what the command line sends" if response.status_code == 401 else said)
     except (ValueError, KeyError, AttributeError) as error:
         raise ApiFailed(f"{url} answered with {response.status_code}: is that Seatmark?") from error
 

@@ -19,8 +19,16 @@ _QUERIES = Path(__file__).parent / "queries"
 
 # ClickHouse's numbers of errors: UNKNOWN_TABLE, UNKNOWN_DATABASE.
 _NOT_MIGRATED = {60, 81}
+# TIMEOUT_EXCEEDED, TOO_SLOW, MEMORY_LIMIT_EXCEEDED.
+_TOO_MUCH = {159, 160, 241}
 # UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED.
 _REFUSED = {192, 193, 194, 497, 516}
+# Seconds that one query may take: somebody waits for it.
+_QUERY_SETTINGS = {"max_execution_time": 30}
+
+
+class QueryTooLarge(Explained):
+    """ClickHouse gave a query up: it took too long, or too much memory."""
 
 
 class StoreUnavailable(Explained):
@@ -66,12 +74,13 @@ class Store:
         name: a file of views/queries without `.sql`.
         parameters: for each `{parameter:Type}` in it; bound by ClickHouse, never pasted into the text.
         Raises StoreUnavailable: ClickHouse does not answer, or has no tables yet.
+        Raises QueryTooLarge: it took longer than 30 seconds, or too much memory.
         Raises KeyError: no such query.
         """
         text = self._queries[name]
         client = self._client()
         try:
-            return list(client.query(text, parameters=parameters).named_results())
+            return list(client.query(text, parameters=parameters, settings=_QUERY_SETTINGS).named_results())
         except DatabaseError as error:
             raise explained(self._dsn, error) from error
 
@@ -110,6 +119,8 @@ def explained(dsn: str, error: DatabaseError) -> Exception:
         )
     if error.code in _NOT_MIGRATED:
         return StoreUnavailable(f"ClickHouse at {address} lacks Seatmark's tables: run the migrations")
+    if error.code in _TOO_MUCH:
+        return QueryTooLarge("that is too much to answer at once: ask for fewer days, or for one entitlement")
     if isinstance(error, ProgrammingError) and dsn.startswith("chdb:"):
         return StoreUnavailable(
             f"cannot open the embedded ClickHouse at {address}: another process has it open, or its directory cannot "

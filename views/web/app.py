@@ -2,23 +2,25 @@
 
 import asyncio
 import contextlib
-import datetime
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Query, Response
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.events import SEATS, format_time
-from views.store import Store, StoreUnavailable
-from views.web import metrics
-from views.web.answers import Alive, Entitlement, Overdrafts, Ready, Usage
-from views.web.problems import Problem, ProblemBody, answer_with_problems, describe_problems
+from schemas.events import format_time
+from views.store import Store
+from views.web import api, metrics
+from views.web.access import Access
+from views.web.answers import Alive, Ready
+from views.web.live import STOP
+from views.web.problems import Problem, answer_with_problems, describe_problems
+from views.web.reading import reporting_day
 from views.web.reference import reference_page
 
 _ABOUT = """Seats and features of software entitlements: how they were used day by day, how they stand, and who is in overdraft.
@@ -26,106 +28,39 @@ _ABOUT = """Seats and features of software entitlements: how they were used day 
 Times are RFC 3339 in UTC; dates are days of the reporting time zone, which every answer names.
 Errors are `application/problem+json` (RFC 9457)."""
 
-_FIRST_DATE = datetime.date(1970, 1, 1)
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    404: {"model": ProblemBody, "description": "There is no such entitlement or element"},
-    422: {"model": ProblemBody, "description": "A parameter is missing or not as it should be"},
-    503: {"model": ProblemBody, "description": "ClickHouse does not answer"},
-}
-
 
 def create_app(
     store: Store,
     *,
+    sign_in: bool,
     checks: Mapping[str, Callable[[], None]] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application.
 
     store: what it answers from; the application does not close it.
+    sign_in: ask everybody for a token. Without, all may see everything: only for an address that nobody else can reach.
     checks: what else must work for it to be ready, by name: raises an exception whose text says what is wrong. May block.
     clock: the present, in seconds since 1970.
     """
     app = FastAPI(title="Seatmark", version="1", description=_ABOUT, docs_url=None, redoc_url=None)
     answer_with_problems(app)
     app.add_middleware(_Measured)
+    app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))
+    app.include_router(api.router)
 
-    def now() -> str:
-        """The present as ClickHouse reads it."""
-        return format_time(int(clock() * 1000)).replace("T", " ").rstrip("Z")
-
-    def reporting_day(at: str) -> tuple[str, datetime.date]:
-        """The reporting time zone, and the date in it."""
-        rows = store.query("reporting_day", at=at)
-        if not rows or not rows[0]["timezone"]:
-            raise StoreUnavailable(f"ClickHouse at {store.address} has no reporting days: run the migrations")
-        return rows[0]["timezone"], datetime.date.fromisoformat(rows[0]["day"])
-
-    def elements_of(entitlement: str) -> list[dict[str, Any]]:
-        elements = store.query("entitlement", entitlement=entitlement)
-        if not elements:
-            raise Problem(404, "unknown-entitlement", f"there is no entitlement {entitlement!r}")
-        return elements
-
-    # Ids may hold slashes, so they are matched as paths; the longer route comes first.
-    @app.get("/api/v1/entitlements/{entitlement:path}/usage", responses=_ERRORS, tags=["usage"])
-    def usage(
-        entitlement: str,
-        element: Annotated[
-            str | None, Query(description="`seats`, or a feature. Default: `seats` if there is one, else the only element")
-        ] = None,
-        days: Annotated[int, Query(ge=1, le=366, description="how many days, the last one included")] = 30,
-        to: Annotated[datetime.date | None, Query(description="the last day, a local date. Default: today")] = None,
-    ) -> Usage:
-        """How one element of an entitlement was used, day by day."""
-        chosen = _choose(entitlement, elements_of(entitlement), element)
-        at = now()
-        timezone, today = reporting_day(at)
-        last_day = today if to is None else to
-        if not _FIRST_DATE <= last_day <= today:
-            raise Problem(
-                422, "invalid-request", f"query.to: expected a date from {_FIRST_DATE} to {today}, today in {timezone}"
-            )
-        rows = store.query("usage", entitlement=entitlement, element=chosen, last_day=last_day, days=days, at=at)
-        return Usage.model_validate({"entitlement": entitlement, "element": chosen, "timezone": timezone, "days": rows})
-
-    @app.get("/api/v1/entitlements/{entitlement:path}", responses=_ERRORS, tags=["usage"])
-    def entitlement(entitlement: str) -> Entitlement:
-        """An entitlement, and how its elements stand."""
-        elements = elements_of(entitlement)
-        timezone, _ = reporting_day(now())
-        # Each element keeps what its own events said; the latest that says anything says it for the entitlement.
-        latest_last = sorted(elements, key=lambda element: element["as_of"])
-        said = {field: element[field] for element in latest_last for field in ("customer", "product", "name") if element[field]}
-        return Entitlement.model_validate(
-            {
-                "entitlement": entitlement,
-                "customer": said.get("customer"),
-                "product": said.get("product"),
-                "name": said.get("name"),
-                "timezone": timezone,
-                "elements": [_with_times(element, "as_of") for element in elements],
-            }
-        )
-
-    @app.get("/api/v1/overdrafts", responses={503: _ERRORS[503]}, tags=["usage"])
-    def overdrafts() -> Overdrafts:
-        """Who is above the limit now, the longest first."""
-        at = now()
-        timezone, _ = reporting_day(at)
-        rows = [_with_times(row, "since", "as_of") for row in store.query("overdrafts", at=at)]
-        return Overdrafts.model_validate({"timezone": timezone, "overdrafts": rows})
+    def clickhouse() -> None:
+        reporting_day(store, format_time(app.state.access.now_ms()).replace("T", " ").rstrip("Z"))
 
     @app.get("/livez", tags=["operation"])
     def livez() -> Alive:
         """Whether the process answers; nothing else is looked at."""
         return Alive(status="alive")
 
-    @app.get("/readyz", responses={503: _ERRORS[503]}, tags=["operation"])
+    @app.get("/readyz", responses={503: api.ERRORS[503]}, tags=["operation"])
     def readyz() -> Ready:
         """Whether the process can answer requests: each of the things that it needs is tried."""
-        needed = {"clickhouse": lambda: reporting_day(now()), **(checks or {})}
+        needed = {"clickhouse": clickhouse, **(checks or {})}
         dependencies = {name: _outcome(check) for name, check in needed.items()}
         failed = [name for name, outcome in dependencies.items() if outcome != "ok"]
         if failed:
@@ -162,7 +97,12 @@ async def serve(app: ASGIApp, host: str, port: int, stop: asyncio.Event) -> None
     """
     # Listening is ours, because uvicorn would end the process where it cannot.
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+
+        async def with_stop(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[STOP] = stop
+            await app(scope, receive, send)
+
+        server = _Server(uvicorn.Config(with_stop, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -205,26 +145,6 @@ class _Measured:
             route = getattr(scope.get("route"), "path", "none")
             metrics.REQUESTS.labels(route, status).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
-
-
-def _choose(entitlement: str, elements: list[dict[str, Any]], asked: str | None) -> str:
-    """The element that is meant: the one asked for, else seats, else the only one."""
-    names = [str(element["element"]) for element in elements]
-    known = f"{entitlement!r} has {', '.join(names)}"
-    if asked is not None:
-        if asked not in names:
-            raise Problem(404, "unknown-element", f"there is no element {asked!r}: {known}", elements=names)
-        return asked
-    if SEATS in names:
-        return SEATS
-    if len(names) > 1:
-        raise Problem(422, "invalid-request", f"query.element: expected one of the elements, as {known}", elements=names)
-    return names[0]
-
-
-def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
-    """The row with these fields, ms since 1970, as RFC 3339."""
-    return row | {field: None if row[field] is None else format_time(row[field]) for field in fields}
 
 
 def _outcome(check: Callable[[], object]) -> str:

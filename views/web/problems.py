@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from views.store import StoreUnavailable
+from views.store import QueryTooLarge, StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 _TYPE = "urn:seatmark:problem:"
@@ -46,7 +46,8 @@ def problem_response(problem: Problem) -> Response:
         "detail": problem.detail,
         **problem.members,
     }
-    return Response(orjson.dumps(body), problem.status, media_type=MEDIA_TYPE)
+    headers = {"www-authenticate": "Bearer"} if problem.status == HTTPStatus.UNAUTHORIZED else None
+    return Response(orjson.dumps(body), problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def answer_with_problems(app: FastAPI) -> None:
@@ -59,6 +60,10 @@ def answer_with_problems(app: FastAPI) -> None:
     @app.exception_handler(StoreUnavailable)
     def store_unavailable(request: Request, error: StoreUnavailable) -> Response:
         return problem_response(Problem(503, "store-unavailable", str(error)))
+
+    @app.exception_handler(QueryTooLarge)
+    def too_large(request: Request, error: QueryTooLarge) -> Response:
+        return problem_response(Problem(503, "query-too-large", str(error)))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -86,5 +91,5 @@ def describe_problems(schema: dict[str, Any]) -> None:
     for operations in schema["paths"].values():
         for operation in operations.values():
             for status, response in operation["responses"].items():
-                if status >= "400" and "content" in response:
+                if status >= "400" and "application/json" in response.get("content", {}):
                     response["content"] = {MEDIA_TYPE: response["content"].pop("application/json")}
