@@ -4,7 +4,8 @@ A data source name (DSN) says which: `http(s)://user:password@host:8123/database
 process at a time can open. Both speak the same SQL. `?database=name` names a database inside the directory.
 """
 
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,15 +54,16 @@ def connect(dsn: str) -> Client:
 
 
 class Store:
-    """Runs the named queries. Safe to share between threads: each gets a client of its own."""
+    """Runs the named queries. Safe to share between threads: a client is used by one of them at a time.
+
+    It has as many clients as queries ran at once, and keeps them.
+    """
 
     def __init__(self, dsn: str) -> None:
         """Nothing is opened before the first query."""
         self._dsn = dsn
         self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
-        self._of_this_thread = threading.local()
-        self._clients: list[Client] = []
-        self._opening = threading.Lock()
+        self._idle: list[Client] = []
 
     @property
     def address(self) -> str:
@@ -78,27 +80,29 @@ class Store:
         Raises KeyError: no such query.
         """
         text = self._queries[name]
-        client = self._client()
-        try:
-            return list(client.query(text, parameters=parameters, settings=_QUERY_SETTINGS).named_results())
-        except DatabaseError as error:
-            raise explained(self._dsn, error) from error
+        with self._client() as client:
+            try:
+                return list(client.query(text, parameters=parameters, settings=_QUERY_SETTINGS).named_results())
+            except DatabaseError as error:
+                raise explained(self._dsn, error) from error
 
     def close(self) -> None:
-        """Close the clients of all threads. An embedded store can then be opened by another process."""
-        with self._opening:
-            while self._clients:
-                self._clients.pop().close()
-            self._of_this_thread = threading.local()
+        """Close the clients; no query may be running. An embedded store can then be opened by another process."""
+        while self._idle:
+            self._idle.pop().close()
 
-    def _client(self) -> Client:
-        client: Client | None = getattr(self._of_this_thread, "client", None)
-        if client is None:
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        """A client that nobody else uses meanwhile."""
+        # Taking from and appending to a list's end are one step each, whatever other threads do.
+        try:
+            client = self._idle.pop()
+        except IndexError:
             client = connect(self._dsn)
-            with self._opening:
-                self._clients.append(client)
-            self._of_this_thread.client = client
-        return client
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
 
 def address_of(dsn: str) -> str:

@@ -6,20 +6,22 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.events import format_time
 from views.store import Store
-from views.web import api, metrics
-from views.web.access import Access
+from views.web import api, assets, metrics, pages
+from views.web.access import Access, SignInNeeded
 from views.web.answers import Alive, Ready
 from views.web.live import STOP
-from views.web.problems import Problem, answer_with_problems, describe_problems
+from views.web.problems import Problem, answer_with_problems, describe_problems, problem_response
 from views.web.reading import reporting_day
 from views.web.reference import reference_page
 
@@ -27,6 +29,19 @@ _ABOUT = """Seats and features of software entitlements: how they were used day 
 
 Times are RFC 3339 in UTC; dates are days of the reporting time zone, which every answer names.
 Errors are `application/problem+json` (RFC 9457)."""
+
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+
+# Everything comes from here: no script, style, font or image from elsewhere, none within the page, and no frame around it.
+_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+]
 
 
 def create_app(
@@ -45,9 +60,20 @@ def create_app(
     """
     app = FastAPI(title="Seatmark", version="1", description=_ABOUT, docs_url=None, redoc_url=None)
     answer_with_problems(app)
+    app.add_middleware(_Guarded, only_this_machine=not sign_in)
     app.add_middleware(_Measured)
     app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))
+    app.state.problem_page = _problem_page
     app.include_router(api.router)
+    app.include_router(assets.router)
+
+    @app.exception_handler(SignInNeeded)
+    def sign_in_first(request: Request, _: SignInNeeded) -> Response:
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            # A link from elsewhere comes without our cookie; asked for once more by our own page, it comes with it.
+            return pages.drawn("same_site.html")
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"/sign-in?next={quote(path, safe='')}", 303)
 
     def clickhouse() -> None:
         reporting_day(store, format_time(app.state.access.now_ms()).replace("T", " ").rstrip("Z"))
@@ -76,7 +102,10 @@ def create_app(
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         """The API for people: the OpenAPI document as one page that needs nothing else."""
-        return Response(reference_page(app.openapi()), media_type="text/html")
+        return Response(reference_page(app.openapi(), assets.static("reference.css")), media_type="text/html")
+
+    # Last: the paths of entitlements are open ended.
+    app.include_router(pages.router)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -145,6 +174,42 @@ class _Measured:
             route = getattr(scope.get("route"), "path", "none")
             metrics.REQUESTS.labels(route, status).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
+
+
+class _Guarded:
+    """Says to browsers what our pages may do, and, without sign-in, answers only who asks for this machine by its own name.
+
+    Without that, a page of another site could have its own name lead to 127.0.0.1, and read everything.
+    """
+
+    def __init__(self, app: ASGIApp, *, only_this_machine: bool) -> None:
+        self._app = app
+        self._only_this_machine = only_this_machine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._only_this_machine:
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            if urlsplit(f"//{host}").hostname not in _THIS_MACHINE:
+                detail = (
+                    f"without sign-in only {', '.join(_THIS_MACHINE)} are answered, not {host!r}: leave SEATMARK_AUTH=off out"
+                )
+                request = Request(scope, receive)
+                await problem_response(request, Problem(421, "misdirected-request", detail))(scope, receive, send)
+                return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _problem_page(problem: Problem) -> Response:
+    return pages.drawn("problem.html", problem.status, status=problem.status, title=problem.title, detail=problem.detail)
 
 
 def _outcome(check: Callable[[], object]) -> str:

@@ -74,6 +74,7 @@ class Reader:
     scope: Scope
     now_ms: int
     _reporting: tuple[str, datetime.date] | None = field(default=None, repr=False)
+    _elements: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def timezone(self) -> str:
@@ -87,7 +88,9 @@ class Reader:
 
     def elements_of(self, entitlement: str) -> list[dict[str, Any]]:
         """The elements of an entitlement, as they stand. Raises Problem 404: none that the reader may see."""
-        elements = self._query("entitlement", entitlement=entitlement)
+        if entitlement not in self._elements:
+            self._elements[entitlement] = self._query("entitlement", entitlement=entitlement)
+        elements = self._elements[entitlement]
         if not elements:
             raise Problem(404, "unknown-entitlement", f"there is no entitlement {entitlement!r}")
         return elements
@@ -149,9 +152,12 @@ class Reader:
         rows = self._query("news", entitlement=entitlement, epoch=after[0], offset=after[1], rows=MAX_PAGE)
         return [((row["epoch"], row["offset"]), _event(row)) for row in rows]
 
-    def holders(self, entitlement: str, element: str | None, at: str | None, day: datetime.date | None) -> dict[str, Any]:
-        """Who held an element at a moment; without one, at the peak of a day of the reporting time zone (default: today).
+    def holders(
+        self, entitlement: str, element: str | None, at: str | None, day: datetime.date | None, timezone: str | None = None
+    ) -> dict[str, Any]:
+        """Who held an element at a moment; without one, at the peak of a day (default: today).
 
+        timezone: of the day; default: the reporting one.
         Raises Problem 404, and 422 where a parameter does not fit.
         """
         chosen = choose_element(entitlement, self.elements_of(entitlement), element)
@@ -159,10 +165,11 @@ class Reader:
         if at is not None:
             moment = milliseconds("query.at", at)
         else:
-            calendar = Calendar(self.timezone)
-            bounds = calendar.bounds(_last_day(day, self.today, self.timezone, "query.day"))
+            calendar = _calendar(timezone or self.timezone)
+            today = datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)
+            bounds = calendar.bounds(_last_day(day, today, calendar.timezone, "query.day"))
             if bounds is None:
-                raise Problem(422, "invalid-request", f"query.day: {day} does not exist in {self.timezone}")
+                raise Problem(422, "invalid-request", f"query.day: {day} does not exist in {calendar.timezone}")
             moment = log.peak_moment(bounds)
         return {"entitlement": entitlement, "element": chosen, "timezone": self.timezone, **_held(log.held_at(moment))}
 
