@@ -65,5 +65,17 @@ class Vendor:
         if alerts:
             self._insert("alerts", alerts_table(alerts))
 
+    def forget(self) -> None:
+        """Lose the memory of ids, as a worker does of old ones."""
+        for element in self._ledger.elements.values():
+            element.head.recent, element.blocks = b"", []
+            for hold in element.holds.values():
+                hold.ids = b""
+
+    def rewrite_raw_rows(self) -> None:
+        """Write the raw rows once more with a higher version, as a restatement does; both stay until ClickHouse merges them."""
+        self._client.command("SYSTEM STOP MERGES activity")
+        self._client.command("INSERT INTO activity SELECT * REPLACE (version + 2 AS version) FROM activity")
+
     def _insert(self, table: str, rows: pa.Table) -> None:
         self._client.insert_arrow(table, rows)

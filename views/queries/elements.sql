@@ -31,7 +31,7 @@ WITH
             now.as_of AS as_of,
             greatest(recent.most, now.level) AS peak_30_days,
             recent.denied AS denials_30_days,
-            ifNull(intDiv(now.level * 10000, greatest(now.`limit`, 1)), -1) AS utilisation,
+            if(isNull(now.`limit`), -1, intDiv(now.level * 10000, greatest(assumeNotNull(now.`limit`), 1))) AS utilisation,
             ifNull(now.`limit` > 0 AND now.kind = 'pool' AND peak_30_days * 10 <= now.`limit`, false) AS idle
         FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)}) AS now
         LEFT JOIN recent ON recent.entitlement = now.entitlement AND recent.element = now.element
