@@ -145,7 +145,9 @@ class Running:
             assert client.get(f"{self.url}/livez").status_code == 200
 
     def stop(self) -> None:
-        """Stop; streams that are open do not keep it."""
+        """Stop; streams that are open do not keep it. Again does nothing."""
+        if self._loop.is_closed():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
         assert not self._thread.is_alive()

@@ -176,9 +176,9 @@ async def events(
 ) -> StreamingResponse:
     """New events of one entitlement as they are stored, and its levels after them: server-sent events.
 
-    `activity`: an event, as in the history. `levels`: the entitlement, as in its own answer. `beat`: nothing new, all is
-    well. `stale`: ClickHouse does not answer; it goes on when it does. Each `activity` has an id: with it as `Last-Event-ID`
-    the stream goes on after that event. It ends after five minutes; browsers come back by themselves.
+    `activity`: an event, as in the history. `levels`: the entitlement, as in its own answer; after new events, and else every
+    five seconds, so that silence means trouble. `stale`: ClickHouse does not answer; it goes on later. Each `activity` has
+    an id: with it as `Last-Event-ID` the stream goes on after that event. It ends after five minutes; browsers come back.
     """
     return await stream_news(request, read, entitlement)
 

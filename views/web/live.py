@@ -46,12 +46,13 @@ async def _stream(
 ) -> AsyncIterator[bytes]:
     yield f"retry: {_RETRY_MS}\n\n".encode()
     ends_at = time.monotonic() + _STREAM_SECONDS
-    said_at = 0.0
+    said_at = -_BEAT_SECONDS
     while not stop.is_set() and time.monotonic() < ends_at:
         try:
             read = await run_in_threadpool(reader)
             news = await run_in_threadpool(read.news, entitlement, after)
-            levels = await run_in_threadpool(read.entitlement, entitlement) if news or not said_at else None
+            due = bool(news) or time.monotonic() - said_at >= _BEAT_SECONDS
+            levels = await run_in_threadpool(read.entitlement, entitlement) if due else None
         except StoreUnavailable as error:
             yield _event("stale", {"detail": str(error)})
             said_at = time.monotonic()
@@ -63,12 +64,7 @@ async def _stream(
                 yield _event("activity", event, identity=f"{after[0]}-{after[1]}")
             if levels is not None:
                 yield _event("levels", levels)
-            elif time.monotonic() - said_at < _BEAT_SECONDS:
-                await _pause(stop)
-                continue
-            else:
-                yield _event("beat", {})
-            said_at = time.monotonic()
+                said_at = time.monotonic()
         await _pause(stop)
 
 

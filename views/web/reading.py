@@ -100,14 +100,18 @@ class Reader:
         elements = self.elements_of(entitlement)
         # Each element keeps what its own events said; the latest that says anything says it for the entitlement.
         latest_last = sorted(elements, key=lambda element: element["as_of"])
-        said = {name: element[name] for element in latest_last for name in ("customer", "product", "name") if element[name]}
+        said_of_all = ("customer", "product", "name")
+        said = {name: element[name] for element in latest_last for name in said_of_all if element[name]}
         return {
             "entitlement": entitlement,
             "customer": said.get("customer"),
             "product": said.get("product"),
             "name": said.get("name"),
             "timezone": self.timezone,
-            "elements": [_with_times(element, "as_of", "since") for element in elements],
+            "elements": [
+                _with_times({name: value for name, value in element.items() if name not in said_of_all}, "as_of", "since")
+                for element in elements
+            ],
         }
 
     def usage(

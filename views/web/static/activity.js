@@ -179,7 +179,6 @@ function refreshSoon() {
 const stream = new EventSource(chart.dataset.events);
 stream.addEventListener("levels", heard);
 stream.addEventListener("activity", () => { heard(); refreshSoon(); });
-stream.addEventListener("beat", heard);
 stream.addEventListener("stale", (event) => stale(JSON.parse(event.data).detail));
 stream.addEventListener("error", () => setTimeout(() => stream.readyState !== EventSource.OPEN && stale("the connection is lost"), 3000));
 setInterval(() => heardAt && Date.now() - heardAt > STALE_AFTER_MS && live.dataset.state === "live" && stale("nothing comes any more"), 1000);
