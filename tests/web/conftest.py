@@ -58,11 +58,17 @@ def _place(chdb_http: ChdbHttp, timezone: str = "UTC") -> Iterator[Place]:
     client.close()
 
 
-@pytest.fixture
-def place(chdb_http: ChdbHttp) -> Iterator[Place]:
-    """An empty database, in UTC."""
+@pytest.fixture(scope="session")
+def _emptied(chdb_http: ChdbHttp) -> Iterator[Place]:
     with _place(chdb_http) as made:
         yield made
+
+
+@pytest.fixture
+def place(_emptied: Place) -> Place:
+    """An empty database, in UTC."""
+    # Much quicker than migrating a new one.
+    return Place(_emptied.dsn, _emptied.store, _emptied.vendor.again())
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ class Vendor:
 
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
+        self._timezone = timezone
         self._ledger = Ledger(Calendar(timezone), _LATE_AFTER)
         self._offset = 0
 
@@ -65,6 +66,12 @@ class Vendor:
         if alerts:
             self._insert("alerts", alerts_table(alerts))
 
+    def again(self) -> Vendor:
+        """A vendor of whom nothing is stored yet: all that there was is deleted."""
+        for table in ("activity", "days", "marks", "elements", "alerts", "terms", "tokens"):
+            self._client.command(f"TRUNCATE TABLE {table}")
+        return Vendor(self._client, self._timezone)
+
     def forget(self) -> None:
         """Lose the memory of ids, as a worker does of old ones."""
         for element in self._ledger.elements.values():
@@ -74,7 +81,6 @@ class Vendor:
 
     def rewrite_raw_rows(self) -> None:
         """Write the raw rows once more with a higher version, as a restatement does; both stay until ClickHouse merges them."""
-        self._client.command("SYSTEM STOP MERGES activity")
         self._client.command("INSERT INTO activity SELECT * REPLACE (version + 2 AS version) FROM activity")
 
     def _insert(self, table: str, rows: pa.Table) -> None:
