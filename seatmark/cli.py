@@ -6,14 +6,14 @@ Commands import what they need when they run: `seatmark usage` must not wait for
 import asyncio
 import ipaddress
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, tokens
+from seatmark import events, reports, tokens, upkeep
 from seatmark.console import configure_logging, progress, say, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
@@ -40,6 +40,9 @@ app.add_typer(events.importers, name="import", rich_help_panel="Events in")
 app.command("usage", rich_help_panel="Numbers out")(reports.usage)
 app.command("overdrafts", rich_help_panel="Numbers out")(reports.overdrafts)
 app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
+app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
+app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
+app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
 
 
 def main() -> None:
@@ -65,6 +68,7 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="where the data lives; made if it is not there")] = Path("seatmark-data"),
     port: Annotated[int, typer.Option(help="port of the web")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+    clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
     """Run the whole stack on this machine: broker, worker, sink, ClickHouse and web. Ctrl-C stops it.
 
@@ -74,7 +78,7 @@ def up(
 
     settings = load_settings()
     configure_logging("WARNING")
-    plan = StackPlan(data_dir, port, broker_port, settings.partitions)
+    plan = StackPlan(data_dir, port, broker_port, clickhouse_port, settings.partitions)
     run_until_stopped(lambda stop: _up(plan, stop))
 
 
@@ -83,7 +87,10 @@ async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
 
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
-        say(f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers}   data: {plan.data_dir}")
+        say(
+            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
+            f"data: {plan.data_dir}"
+        )
         say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only. Ctrl-C stops it.")
         await stack.run(stop)
         say("stopping: storing what the broker still holds ...")
@@ -104,6 +111,7 @@ def run_until_stopped(run: Callable[[asyncio.Event], Any]) -> None:
 def demo_command(
     port: Annotated[int, typer.Option(help="port of the web")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+    clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
     """Run the stack with 30 days of a made-up vendor, and show what it says.
 
@@ -113,7 +121,7 @@ def demo_command(
 
     settings = load_settings()
     configure_logging("WARNING")
-    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, stop))
+    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, clickhouse_port, stop))
 
 
 @app.command(rich_help_panel=PARTS)
@@ -127,9 +135,9 @@ def worker() -> None:
 
 @app.command(rich_help_panel=PARTS)
 def sink() -> None:
-    """Store what the worker sends in ClickHouse."""
+    """Store what the worker sends in ClickHouse, and keep it right: restatement and audit run here."""
     settings = _start()
-    run_until_stopped(lambda stop: make_sink(settings).run(stop))
+    run_until_stopped(lambda stop: _together(sink_parts(settings, make_sink(settings), stop), stop))
 
 
 @app.command(rich_help_panel=PARTS)
@@ -144,52 +152,55 @@ def web() -> None:
 
 @app.command(hidden=True)
 def store() -> None:
-    """Sink and web in one process, as the embedded ClickHouse needs it."""
+    """Sink, web and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    from seatmark.chdb_http import ChdbHttp
+    from views.store import chdb_directory
     from views.web.app import serve
 
     settings = _start(metrics_port=0)
     web_app = make_web(settings)
 
     async def both(stop: asyncio.Event) -> None:
-        parts = [
-            asyncio.ensure_future(make_sink(settings, alone=True).run(stop)),
-            asyncio.ensure_future(serve(web_app, settings.web_host, settings.web_port, stop)),
-        ]
-        # One that ends, ends the other: the supervisor starts both again.
-        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        await asyncio.wait(parts)
-        for part in parts:
-            part.result()
+        web = serve(web_app, settings.web_host, settings.web_port, stop)
+        await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
 
-    run_until_stopped(both)
+    with ChdbHttp(Path(chdb_directory(settings.clickhouse_dsn.get_secret_value())), settings.clickhouse_port):
+        run_until_stopped(both)
+
+
+def sink_parts(settings: Settings, sink: "Sink", stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
+    """What runs in a sink's process. Restatement and audit look after the entitlements whose rows this sink stores."""
+    from processors.partitions import partition_of
+
+    def owns(entitlement: str) -> bool:
+        return partition_of(entitlement, settings.partitions) in sink.partitions
+
+    return [sink.run(stop), upkeep.keep_restating(settings, stop, owns), upkeep.keep_auditing(settings, stop, owns)]
+
+
+async def _together(parts: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
+    """Run parts until one ends, which ends the others. Raises what one raised."""
+    running = [asyncio.ensure_future(part) for part in parts]
+    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+    await asyncio.wait(running)
+    for part in running:
+        part.result()
 
 
 @app.command(hidden=True)
 def prepare() -> None:
     """What an embedded stack needs before it starts: its tables, and the worker's state."""
-    from seatmark.rebuild import rebuild_state
+    from seatmark.rebuild import prepare_state
     from views.migrate import migrate
-    from views.store import connect
 
     settings = _start(metrics_port=0)
-    dsn = settings.clickhouse_dsn.get_secret_value()
-    migrate(dsn, settings.timezone)
+    migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
     with progress() as bar:
         task = bar.add_task("replaying the raw log")
-        rows = asyncio.run(
-            rebuild_state(
-                connect(dsn),
-                brokers=settings.brokers,
-                topic_prefix=settings.topic_prefix,
-                partitions=settings.partitions,
-                timezone=settings.timezone,
-                late_after_ms=settings.late_after,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        )
-    if rows:
-        say(f"replaying {rows:,} events of the raw log: done")
+        elements = asyncio.run(prepare_state(settings, lambda done, total: bar.update(task, completed=done, total=total)))
+    if elements:
+        say(f"replaying the raw log: {elements:,} element{'' if elements == 1 else 's'}, done")
 
 
 @app.command("migrate", rich_help_panel=PARTS)

@@ -160,14 +160,20 @@ def _event(contract: Contract, kind: str, time: int, data: dict[str, Any]) -> di
     }
 
 
-async def run(settings: Settings, port: int, broker_port: int, stop: asyncio.Event) -> None:
+async def run(settings: Settings, port: int, broker_port: int, clickhouse_port: int, stop: asyncio.Event) -> None:
     """Run the demo until `stop` is set, or just once where there is no terminal.
 
     Raises what `seatmark.embedded.Stack` and `seatmark.produce` raise.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="seatmark-demo-") as directory:
-        plan = StackPlan(Path(directory), port_or_free_one(port), port_or_free_one(broker_port), settings.partitions)
+        plan = StackPlan(
+            data_dir=Path(directory),
+            port=port_or_free_one(port),
+            broker_port=port_or_free_one(broker_port),
+            clickhouse_port=port_or_free_one(clickhouse_port),
+            partitions=settings.partitions,
+        )
         say("starting the embedded stack: broker, worker, sink, ClickHouse, web ...")
         async with Stack(plan, say) as stack:
             events = made_up_events(int(time.time() * 1000))

@@ -141,6 +141,27 @@ async def group_is_stable(brokers: str, group: str) -> bool:
         return all(code == 0 and state == "Stable" for code, _, state, *_ in response.groups)
 
 
+async def group_members(brokers: str, group: str) -> int:
+    """How many members a consumer group has."""
+    async with _admin(brokers) as admin:
+        [response] = await admin.describe_consumer_groups([group])
+        return sum(len(members) for _, _, _, _, _, members, *_ in response.groups)
+
+
+async def sink_lag(brokers: str, prefix: str, partitions: int) -> int:
+    """How many records of the worker's output topics are not stored yet."""
+    topics = Topics(prefix)
+    outputs = [
+        TopicPartition(topic, partition)
+        for topic in (topics.activity, topics.days, topics.alerts)
+        for partition in range(partitions)
+    ]
+    ends = await _end_offsets(brokers, outputs)
+    async with _admin(brokers) as admin:
+        committed = await _committed(admin, sink_group(prefix), outputs)
+    return sum(max(0, end - committed.get(place, 0)) for place, end in ends.items())
+
+
 async def _end_offsets(brokers: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
     """The offset after the last record of each partition.
 

@@ -1,14 +1,16 @@
 """The store: named queries (views/queries/*.sql) against ClickHouse, a server or the engine inside this process.
 
 A data source name (DSN) says which: `http(s)://user:password@host:8123/database`, or `chdb:///directory`, which one
-process at a time can open. Both speak the same SQL. `?database=name` names a database inside the directory.
+process at a time can open. Both speak the same SQL. `?database=name` names a database inside the directory. In a DSN, what
+has a meaning of its own there (such as #, ? and @) is written as %23, %3F and %40.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -36,14 +38,37 @@ class StoreUnavailable(Explained):
     """ClickHouse does not answer, or not to us. The message names the host and what to do, never the password."""
 
 
+def chdb_dsn(directory: Path) -> str:
+    """The DSN of the embedded ClickHouse in a directory."""
+    return f"chdb://{quote(str(directory.absolute()))}"
+
+
+def chdb_directory(dsn: str) -> str:
+    """The directory that a `chdb:` DSN names, spelled as the engine knows it: of two spellings it would make two.
+
+    Raises StoreUnavailable: it is the DSN of a server; or chDB cannot open the directory, because it takes what follows a
+    question mark for options.
+    """
+    parts = urlsplit(dsn)
+    if parts.scheme != "chdb":
+        raise StoreUnavailable(f"{address_of(dsn)} is a server: expected an embedded ClickHouse, chdb:///directory")
+    directory = os.path.realpath(unquote(parts.path))
+    if "?" in directory:
+        raise StoreUnavailable(
+            f"the embedded ClickHouse cannot use the directory {directory}: choose one without a question mark in its path"
+        )
+    return directory
+
+
 def connect(dsn: str) -> Client:
     """A client for one thread. Opening one costs some queries: keep it.
 
-    Raises StoreUnavailable: nobody answers there, or the user or the database is refused.
+    Raises StoreUnavailable: nobody answers there, the user or the database is refused, or the directory cannot be opened.
     """
     try:
         if dsn.startswith("chdb:"):
-            return clickhouse_connect.get_client(dsn=dsn)
+            # The client would take the directory as it is written in the DSN.
+            return clickhouse_connect.get_client(dsn=urlunsplit(urlsplit(dsn)._replace(path="")), path=chdb_directory(dsn))
         # Without a session, calls do not have to wait for each other on the server. The scheme is named again because
         # the client does not take it from the DSN.
         return clickhouse_connect.get_client(
@@ -109,7 +134,7 @@ def address_of(dsn: str) -> str:
     """What may be shown of a DSN: scheme, host and port, or the directory."""
     parts = urlsplit(dsn)
     if parts.scheme == "chdb":
-        return f"chdb://{parts.path}"
+        return f"chdb://{unquote(parts.path)}"
     host = parts.hostname or ""
     return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
 

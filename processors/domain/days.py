@@ -85,7 +85,7 @@ class Calendar:
 class Day(Struct, gc=False, array_like=True):
     """One day of one element, added up as far as `as_of`. Levels and limits in units, times in ms.
 
-    position: of the last event in it.
+    position: of the last event in it. marked: it may differ from the exact day, and will be restated.
     """
 
     day: str
@@ -107,6 +107,7 @@ class Day(Struct, gc=False, array_like=True):
     refreshes: int = 0
     denials: int = 0
     units_used: int = 0
+    marked: bool = False
 
     @classmethod
     def opened(cls, bounds: DayBounds, level: int, terms: Terms | None) -> "Day":

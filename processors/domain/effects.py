@@ -95,14 +95,15 @@ def _used(element: Element, hold: Hold | None, event: Event, identity: bytes, po
 
 
 def _reset(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
-    return _set_total(element.head, 0, event.time)
+    return _set_total(element.head, 0, event.time, position)
 
 
-def _set_total(head: Head, total: int, time: int) -> bool:
+def _set_total(head: Head, total: int, time: int, position: int) -> bool:
     head.is_counter = True
     head.level += total - head.total
     head.total = total
     head.counter_since = time
+    head.counter_position = position
     return True
 
 
@@ -111,6 +112,7 @@ def _changed(element: Element, hold: Hold | None, event: Event, identity: bytes,
     assert event.terms is not None
     head.terms = terms_of(event.terms[head.element])
     head.terms_at = event.time
+    head.terms_position = position
     head.terms_customer, head.terms_product = event.customer, event.product
     head.name, head.lease_policy = event.name, event.lease_policy
     _day(element).see_terms(head.terms)
@@ -119,8 +121,9 @@ def _changed(element: Element, hold: Hold | None, event: Event, identity: bytes,
 
 def _snapshot(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
     head = element.head
+    head.cannot_correct_before(position)
     if event.level is not None:
-        return _set_total(head, event.level, event.time)
+        return _set_total(head, event.level, event.time, position)
     named = {sent.seat_id: sent for sent in event.holds or ()}
     for seat, held in list(element.holds.items()):
         if seat in named or held.changed_at > event.time:

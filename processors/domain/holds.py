@@ -43,6 +43,11 @@ def identity_of(source: str, event_id: str) -> bytes:
     return blake2b(f"{len(source)}:{source}{event_id}".encode(), digest_size=IDENTITY_BYTES).digest()
 
 
+def ids_of(identities: bytes) -> list[bytes]:
+    """A run of 8-byte identities, one by one."""
+    return [identities[at : at + IDENTITY_BYTES] for at in range(0, len(identities), IDENTITY_BYTES)]
+
+
 def contains(identities: bytes, identity: bytes) -> bool:
     """Whether a run of 8-byte identities holds this one."""
     if identity not in identities:

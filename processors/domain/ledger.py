@@ -6,6 +6,7 @@ each event once, ordered by time: then no event is late, and the two are equal w
 
 from msgspec import Struct
 
+from processors.domain.corrections import correct
 from processors.domain.days import Calendar, Day
 from processors.domain.effects import EFFECTS
 from processors.domain.element import NEVER, Element, Head, last_change
@@ -20,8 +21,8 @@ from processors.domain.holds import (
 )
 from processors.domain.overdraft import OVERDRAWN, State, Terms, alert_type, state_of
 from schemas.alerts import AlertType
-from schemas.days import DayMark, DayRow
-from schemas.events import Event
+from schemas.days import DayMark, DayRow, Settled
+from schemas.events import Correction, Event
 
 _BLOCK_BYTES = BLOCK_IDS * IDENTITY_BYTES
 _EXPIRIES = frozenset({"seat.expired", "feature.expired"})
@@ -71,7 +72,7 @@ class Transition(Struct, frozen=True, gc=False, kw_only=True):
 class Outcome(Struct, frozen=True, gc=False):
     """What one event did to one element. t: where it was placed (ms). delta, level: units.
 
-    effect: it changed something (not: late, a denial, an expiry of nothing).
+    effect: it changed something (not: late, a denial, an expiry of nothing, a correction of what is right).
     """
 
     element: str
@@ -91,6 +92,7 @@ class Changes(Struct, frozen=True):
     """What differs since it was last taken. holds, blocks: the value is None where it is gone.
 
     days: the current row of each day that changed. marks: disordered days, at most one range per element.
+    settled: elements whose live state turned out to be the exact one.
     """
 
     heads: list[Head]
@@ -98,6 +100,7 @@ class Changes(Struct, frozen=True):
     blocks: list[tuple[Head, int, IdBlock | None]]
     days: list[DayRow]
     marks: list[DayMark]
+    settled: list[Settled]
 
 
 class Ledger:
@@ -110,6 +113,7 @@ class Ledger:
         self._changed: list[Element] = []
         self._finished_days: list[DayRow] = []
         self._marks: dict[tuple[str, str], DayMark] = {}
+        self._settled: list[Settled] = []
 
     def apply(self, event: Event, position: int) -> list[Outcome]:
         """Fold one event in: one outcome for each element that it touches, none where it is a repeat.
@@ -138,19 +142,22 @@ class Ledger:
             element.changed = True
             self._changed.append(element)
 
+        if event.correction is not None:
+            return self._correct(element, event, event.correction, identity, position)
         late = self._is_late(head, hold, event)
         if event.time < head.clock:
-            self._mark(key, event.time, head.clock, position)
-        self._remember(element, identity, event)
+            self._note_disorder(element, event.time, position)
+        self._remember(element, identity, event.time)
         if late:
-            return Outcome(
-                name, head.clock, True, False, 0, head.level, head.terms, head.state, head.customer, head.product, None
-            )
+            self._note_late(element, hold, event, position)
+            return _outcome(head, head.clock, late=True)
 
         t = head.clock = max(event.time, head.clock)
         day = self._day_at(element, t)
         day.position = position
         element.day_changed = True
+        if day.marked or head.unsettled_since:
+            self._mark_day(element, day, position)
         if event.customer:
             head.event_customer = event.customer
         if event.product:
@@ -163,9 +170,16 @@ class Ledger:
         if element.closed:
             self._forget_closed_holds(element)
         transition = _transition(head, event, t)
-        return Outcome(
-            name, t, False, effect, level - before, level, terms, head.state, head.customer, head.product, transition
-        )
+        return _outcome(head, t, effect=effect, delta=level - before, transition=transition)
+
+    def open_day(self, entitlement: str, name: str, start: int) -> None:
+        """Bring an element to the first instant (ms) of a day, which so gets a row even if it has no events."""
+        element = self.elements[entitlement, name]
+        self._day_at(element, start)
+        element.day_changed = True
+        if not element.changed:
+            element.changed = True
+            self._changed.append(element)
 
     def take_changes(self) -> Changes:
         """What changed since the last call; the ledger then counts it as taken."""
@@ -186,9 +200,31 @@ class Ledger:
                 element.day_changed = False
                 days.append(self._day_row(head))
             element.changed = False
-        changes = Changes(heads, holds, blocks, days, list(self._marks.values()))
-        self._changed, self._finished_days, self._marks = [], [], {}
+        changes = Changes(heads, holds, blocks, days, list(self._marks.values()), self._settled)
+        self._changed, self._finished_days, self._marks, self._settled = [], [], {}, []
         return changes
+
+    def _correct(self, element: Element, event: Event, correction: Correction, identity: bytes, position: int) -> Outcome:
+        """Apply a correction: it stands at the clock, which does not move, and is never late."""
+        head = element.head
+        self._remember(element, identity, head.clock)
+        before = head.level
+        done = correct(element, correction, position)
+        if done.clean and correction.parts == 1 and correction.basis >= head.disordered_position:
+            head.unsettled_since = 0
+            self._settled.append(Settled(entitlement=head.entitlement, element=head.element, position=position))
+        if not done.changed:
+            return _outcome(head, head.clock)
+        day = self._day_at(element, head.clock)
+        day.position = position
+        if not head.unsettled_since:
+            head.unsettled_since, head.marked_until = position, day.end
+        element.day_changed = True
+        self._mark_day(element, day, position)
+        day.see_terms(head.terms)
+        day.see_level(head.level, head.terms)
+        transition = _transition(head, event, head.clock)
+        return _outcome(head, head.clock, effect=True, delta=head.level - before, transition=transition)
 
     def _is_late(self, head: Head, hold: Hold | None, event: Event) -> bool:
         kind, time = event.type, event.time
@@ -214,36 +250,69 @@ class Ledger:
         day.advance(t, head.level, head.terms)
         return day
 
-    def _mark(self, key: tuple[str, str], time: int, t: int, position: int) -> None:
-        first, last = self._calendar.day_of(time).day, self._calendar.day_of(t).day
+    def _note_disorder(self, element: Element, time: int, position: int) -> None:
+        """An event came with a time before the clock: from here on the live state may differ from the exact one."""
+        head = element.head
+        head.disordered_position = position
+        if not head.unsettled_since:
+            head.unsettled_since = position
+        today = self._calendar.day_of(head.clock)
+        head.marked_until = today.end
+        if head.day is not None and head.day.start == today.start:
+            head.day.marked = True
+        self._mark(head, self._calendar.day_of(time).day, today.day, position)
+
+    def _mark_day(self, element: Element, day: Day, position: int) -> None:
+        """An event falls on a day that is to be restated: the row that it leaves is newer than the restated one."""
+        head = element.head
+        first = day.day
+        if head.unsettled_since and head.marked_until < day.start:
+            first = self._calendar.day_of(head.marked_until).day
+        if head.unsettled_since:
+            head.marked_until = day.end
+        day.marked = True
+        self._mark(head, first, day.day, position)
+
+    def _note_late(self, element: Element, hold: Hold | None, event: Event, position: int) -> None:
+        """A late event changes the exact state, if not ours: a correction from before it must not undo what it says."""
+        if hold is not None and event.seat_id is not None:
+            hold.position = position
+            element.changed_holds.add(event.seat_id)
+        elif event.holds is not None:
+            element.head.cannot_correct_before(position)
+        else:
+            element.head.late_position = position
+
+    def _mark(self, head: Head, first: str, last: str, position: int) -> None:
+        key = (head.entitlement, head.element)
         known = self._marks.get(key)
         if known is not None:
             first, last = min(first, known.first_day), max(last, known.last_day)
         self._marks[key] = DayMark(
-            entitlement=key[0],
-            element=key[1],
+            entitlement=head.entitlement,
+            element=head.element,
             first_day=first,
             last_day=last,
             timezone=self._calendar.timezone,
             position=position,
-            since=position,
+            since=head.unsettled_since,
         )
 
-    def _remember(self, element: Element, identity: bytes, event: Event) -> None:
+    def _remember(self, element: Element, identity: bytes, time: int) -> None:
         head = element.head
         head.recent += identity
-        head.recent_latest = max(head.recent_latest, event.time)
+        head.recent_latest = max(head.recent_latest, time)
         if len(head.recent) < _BLOCK_BYTES:
             return
         block = IdBlock(head.next_block, head.recent_latest, head.recent)
         head.recent, head.recent_latest, head.next_block = b"", NEVER, head.next_block + 1
-        element.blocks.append(block)
+        element.add_block(block)
         element.changed_blocks[block.number] = block
         # The last full block stays whatever its age; of a counter, all that a repeat could still get past.
         kept = MAX_COUNTER_IDS // BLOCK_IDS + 1 if head.is_counter or head.kind == "counter" else 1
-        horizon = max(head.clock, event.time) - self._late_after
+        horizon = max(head.clock, time) - self._late_after
         while len(element.blocks) > kept or (len(element.blocks) > 1 and element.blocks[0].latest < horizon):
-            gone = element.blocks.pop(0)
+            gone = element.drop_oldest_block()
             element.changed_blocks[gone.number] = None
 
     def _forget_closed_holds(self, element: Element) -> None:
@@ -253,7 +322,8 @@ class Ledger:
             seat = next(iter(element.closed))
             if element.holds[seat].changed_at >= horizon:
                 return
-            del element.closed[seat], element.holds[seat]
+            del element.closed[seat]
+            element.head.cannot_correct_before(element.holds.pop(seat).position)
             element.changed_holds.add(seat)
 
     def _day_row(self, head: Head) -> DayRow:
@@ -296,6 +366,15 @@ class Ledger:
             peak=head.peak if in_overdraft else None,
             position=day.position,
         )
+
+
+def _outcome(
+    head: Head, t: int, *, late: bool = False, effect: bool = False, delta: int = 0, transition: Transition | None = None
+) -> Outcome:
+    """What an event did to an element, which now stands as its head says."""
+    return Outcome(
+        head.element, t, late, effect, delta, head.level, head.terms, head.state, head.customer, head.product, transition
+    )
 
 
 def _transition(head: Head, event: Event, t: int) -> Transition | None:

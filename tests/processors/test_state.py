@@ -38,7 +38,7 @@ from tests.processors.domain.test_ledger import (
     ms,
     used,
 )
-from tests.processors.domain.test_ledger_against_model import START, logs
+from tests.random_logs import START, logs
 
 Document = dict[str, Any]
 

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
 import httpx
 import orjson
 import psutil
+import pyarrow as pa
 import pytest
 
 from deploy.kafka.cluster import free_ports
@@ -44,17 +47,19 @@ class RunningStack:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.port, self.broker_port = free_ports(2)
+        self.port, self.broker_port, self.clickhouse_port = free_ports(3)
         self.environment = {
             **os.environ,
             "SEATMARK_BROKERS": f"127.0.0.1:{self.broker_port}",
             "SEATMARK_URL": f"http://127.0.0.1:{self.port}",
+            "SEATMARK_CLICKHOUSE_DSN": f"http://127.0.0.1:{self.clickhouse_port}/default",
         }
         self._up: subprocess.Popen[str] | None = None
 
     def start(self) -> str:
         """Start, and wait until it says that it is up; what it said until then."""
         ports = ["--port", str(self.port), "--broker-port", str(self.broker_port)]
+        ports += ["--clickhouse-port", str(self.clickhouse_port)]
         self._up = subprocess.Popen(
             [*SEATMARK, "up", "--data-dir", str(self.data_dir), *ports],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,
@@ -217,19 +222,39 @@ def test_what_cannot_be_answered_says_why(stack: RunningStack) -> None:
     assert httpx.get(f"http://127.0.0.1:{stack.port}/livez").status_code == 200
 
 
-def test_a_taken_data_directory_and_a_taken_port_are_told(stack: RunningStack, tmp_path: Path) -> None:
-    port, broker_port = (str(number) for number in free_ports(2))
-    taken = stack.run("up", "--data-dir", str(stack.data_dir), "--port", port, "--broker-port", broker_port)
-    assert taken.returncode == 1
-    assert "another --data-dir" in taken.stderr.decode()
+def test_other_programs_ask_clickhouse_and_insert(stack: RunningStack) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-5",
+             "time": "2026-01-05T10:00:00Z", "data": {"seat_id": "s"}}  # fmt: skip
+    assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
+    client = clickhouse_connect.get_client(dsn=f"http://127.0.0.1:{stack.clickhouse_port}/default")
+    levels = "SELECT element, level FROM live_levels WHERE entitlement = 'acme-5'"
+    assert client.query(levels).result_rows == [("seats", 1)]
+    row = {"entitlement": ["acme-5"], "element": ["seats"], "position": pa.array([7], pa.uint64()),
+           "through": [date(2026, 1, 6)]}  # fmt: skip
+    client.insert_arrow("restatements", pa.table(row))
+    assert client.query("SELECT position FROM restatements WHERE entitlement = 'acme-5'").result_rows == [(7,)]
+    client.close()
+
+
+def test_a_taken_data_directory_and_taken_ports_are_told(stack: RunningStack, tmp_path: Path) -> None:
+    port, broker_port, clickhouse_port = (str(number) for number in free_ports(3))
+    free = {"--port": port, "--broker-port": broker_port, "--clickhouse-port": clickhouse_port}
+
+    def up(data_dir: Path, **ports: str) -> str:
+        """What is said of a start that fails."""
+        options = free | {"--" + name.replace("_", "-"): number for name, number in ports.items()}
+        done = stack.run("up", "--data-dir", str(data_dir), *(text for option in options.items() for text in option))
+        assert done.returncode == 1
+        return done.stderr.decode()
+
+    assert "another --data-dir" in up(stack.data_dir)
     with socket.create_server(("127.0.0.1", 0)) as server:
         used = str(server.getsockname()[1])
-        on_port = stack.run("up", "--data-dir", str(tmp_path / "a"), "--port", used, "--broker-port", broker_port)
-        assert on_port.returncode == 1
-        assert "--port" in on_port.stderr.decode()
-        on_broker_port = stack.run("up", "--data-dir", str(tmp_path / "b"), "--port", port, "--broker-port", used)
-        assert on_broker_port.returncode == 1
-        assert used in on_broker_port.stderr.decode()
+        assert f"cannot listen on 127.0.0.1:{used}" in (said := up(tmp_path / "a", port=used))
+        assert "choose another --port" in said
+        assert used in up(tmp_path / "b", broker_port=used)
+        assert f"cannot listen on 127.0.0.1:{used}" in (said := up(tmp_path / "c", clickhouse_port=used))
+        assert "choose another --clickhouse-port" in said
 
 
 def test_stopped_before_anything_happened_it_ends_cleanly_and_starts_again(tmp_path: Path) -> None:
@@ -264,7 +289,7 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
         sent = stack.run("import", "flexnet", str(log), "--entitlement", "acme-1", "--no-wait")
         assert sent.returncode == 0, sent.stderr.decode()
         assert stack.stop(number) == 0
-        assert "replaying 7 events" in stack.start()
+        assert "replaying the raw log: 1 element, done" in stack.start()
         days = stack.usage("acme-1", "--to", "2025-04-06", "--days", "3")
         assert [(day["min"], day["max"], day["closing"]) for day in days] == [(0, 2, 1), (1, 1, 1), (0, 3, 0)]
         # The rebuilt state goes on where the old one was: the one who comes back is counted once.
@@ -279,8 +304,8 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
 
 
 def test_the_demo_shows_thirty_days_and_ends() -> None:
-    port, broker_port = (str(number) for number in free_ports(2))
-    demo = [*SEATMARK, "demo", "--port", port, "--broker-port", broker_port]
+    port, broker_port, clickhouse_port = (str(number) for number in free_ports(3))
+    demo = [*SEATMARK, "demo", "--port", port, "--broker-port", broker_port, "--clickhouse-port", clickhouse_port]
     done = subprocess.run(demo, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2026-") + done.stdout.count("2027-") >= 30 or done.stdout.count("│20") >= 30

@@ -11,12 +11,12 @@ import pytest
 
 from processors.domain.days import Calendar
 from schemas.activity import ACTIVITY_SCHEMA
-from schemas.days import DayMark, DayRow
+from schemas.days import DayMark, DayRow, Settled
 from views import migrate as migrate_module
 from views.migrate import MIGRATIONS, MigrationRefused, TimezoneChanged, migrate
 from views.store import connect
 
-_CREATED = re.compile(r"^CREATE (TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS (\w+)", re.MULTILINE)
+_CREATED = re.compile(r"^CREATE (?:OR REPLACE )?(TABLE|VIEW|MATERIALIZED VIEW) (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
 
 
 def rows_of(dsn: str, query: str) -> list[tuple[Any, ...]]:
@@ -57,7 +57,7 @@ def test_every_table_honours_deduplication_tokens(database: str) -> None:
         "SELECT name, create_table_query FROM system.tables "
         "WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name != 'schema_versions'",
     )
-    assert len(tables) == 9
+    assert len(tables) == 13
     for name, created in tables:
         assert "non_replicated_deduplication_window = 10000" in created, name
 
@@ -76,6 +76,7 @@ def columns_of(dsn: str, table: str) -> list[str]:
 def test_the_columns_are_those_of_the_contract(database: str) -> None:
     assert columns_of(database, "activity") == ACTIVITY_SCHEMA.names
     assert columns_of(database, "days") == [*(field.name for field in msgspec.structs.fields(DayRow)), "restated"]
+    assert columns_of(database, "settled") == [field.name for field in msgspec.structs.fields(Settled)]
     assert set(columns_of(database, "marks")) == {field.name for field in msgspec.structs.fields(DayMark)} - {"timezone"}
 
 
@@ -139,6 +140,22 @@ def test_an_empty_store_takes_another_time_zone(new_database: Callable[[], str])
 def test_a_time_zone_that_is_none_is_refused(new_database: Callable[[], str]) -> None:
     with pytest.raises(ValueError, match="Mars/Olympus"):
         migrate(new_database(), "Mars/Olympus")
+
+
+def test_marks_of_before_the_column_count_as_unsettled_since_then(
+    new_database: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = new_database()
+    for file in MIGRATIONS.glob("000[1-5]_*.sql"):
+        (tmp_path / file.name).write_text(file.read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate_module, "MIGRATIONS", tmp_path)
+        migrate(dsn, "UTC")
+    client = connect(dsn)
+    client.command("INSERT INTO marks VALUES ('ent-1', 'seats', '2026-11-20', '2026-11-21', 281474976710663)")
+    client.close()
+    migrate(dsn, "UTC")
+    assert rows_of(dsn, "SELECT position, since FROM marks") == [(281474976710663, 281474976710663)]
 
 
 def test_a_migration_that_was_changed_afterwards_is_refused(

@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 
 from schemas.events import parse_time
+from seatmark.chdb_http import ChdbHttp
 from seatmark.demo import made_up_events
-from tests.chdb_http import ChdbHttp
 from tests.web.vendor import Vendor
 from views.migrate import migrate
-from views.store import Store, connect
+from views.store import Store, chdb_dsn, connect
 from views.tokens import Scope, make_token
 from views.web.app import create_app, serve
 
@@ -50,7 +50,7 @@ class Place:
 
 @contextmanager
 def _place(chdb_http: ChdbHttp, timezone: str = "UTC") -> Iterator[Place]:
-    dsn = f"chdb://{chdb_http.path}?database=test_{uuid.uuid4().hex}"
+    dsn = f"{chdb_dsn(chdb_http.directory)}?database=test_{uuid.uuid4().hex}"
     migrate(dsn, timezone)
     client, store = connect(dsn), Store(dsn)
     yield Place(dsn, store, Vendor(client, timezone))

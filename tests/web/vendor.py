@@ -13,7 +13,7 @@ from clickhouse_connect.driver.client import Client
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import activity_row, alert_of
-from processors.sink import alerts_table, days_table, marks_table
+from processors.sink import alerts_table, days_table, marks_table, settled_table
 from schemas.activity import decode_activity, encode_activity
 from schemas.events import decode
 
@@ -63,12 +63,14 @@ class Vendor:
             self._insert("days", days_table(changes.days))
         if changes.marks:
             self._insert("marks", marks_table(changes.marks))
+        if changes.settled:
+            self._insert("settled", settled_table(changes.settled))
         if alerts:
             self._insert("alerts", alerts_table(alerts))
 
     def again(self) -> Vendor:
         """A vendor of whom nothing is stored yet: all that there was is deleted."""
-        for table in ("activity", "days", "marks", "elements", "alerts", "terms", "tokens"):
+        for table in ("activity", "days", "marks", "elements", "alerts", "terms", "settled", "tokens"):
             self._client.command(f"TRUNCATE TABLE {table}")
         return Vendor(self._client, self._timezone)
 

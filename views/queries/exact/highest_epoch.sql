@@ -1,0 +1,7 @@
+-- The highest epoch of all positions that are stored: what comes next must be newer than all of them.
+SELECT greatest(
+    (SELECT max(epoch) FROM activity),
+    (SELECT max(bitShiftRight(position, 48)) FROM days),
+    (SELECT max(bitShiftRight(position, 48)) FROM marks),
+    (SELECT max(bitShiftRight(position, 48)) FROM settled)
+) AS epoch;
