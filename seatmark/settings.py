@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     clickhouse_port: int = Field(
         8123, ge=1, le=65535, description="port of 127.0.0.1 on which an embedded ClickHouse (`chdb:`) answers other programs"
     )
-    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web API")
+    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web")
     timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"
     )

@@ -1,6 +1,6 @@
 """The pages in a real Chromium: open, filter, hover, open a day, page the history, download, sign in, see what is new.
 
-Screenshots are left in the directory that SEATMARK_SCREENSHOTS names, for a person to look at.
+Screenshots are left in the directory that PAGE_SCREENSHOTS names, for a person to look at.
 """
 
 import os
@@ -81,7 +81,7 @@ def open_page(chromium: Browser) -> Iterator[Callable[..., Opened]]:
 
 
 def keep(page: Page, name: str) -> None:
-    directory = os.environ.get("SEATMARK_SCREENSHOTS")
+    directory = os.environ.get("PAGE_SCREENSHOTS")
     if directory:
         Path(directory).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
