@@ -72,7 +72,7 @@ def create_app(
         if request.headers.get("sec-fetch-site") == "cross-site":
             # A link from elsewhere comes without our cookie; asked for once more by our own page, it comes with it.
             return pages.drawn("same_site.html")
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        path = pages.address_of(request) + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"/sign-in?next={quote(path, safe='')}", 303)
 
     def clickhouse() -> None:

@@ -255,7 +255,7 @@ def _frame(request: Request, read: Reader, page: str, zone: str | None = None) -
 
     def link(**changes: Any) -> str:
         asked = {name: request.query_params.getlist(name) for name in request.query_params}
-        return request.url.path + _query({**asked, **changes})
+        return address_of(request) + _query({**asked, **changes})
 
     return {
         "page": page,
@@ -265,6 +265,11 @@ def _frame(request: Request, read: Reader, page: str, zone: str | None = None) -
         "zone": zone or read.timezone,
         "link": link,
     }
+
+
+def address_of(request: Request) -> str:
+    """The path as it was asked for: decoded, `%2F` of an id would be a slash, and `%252F` a `%2F`."""
+    return bytes(request.scope.get("raw_path") or quote(request.url.path).encode()).decode("ascii", "replace").partition("?")[0]
 
 
 def _query(parameters: dict[str, Any]) -> str:
