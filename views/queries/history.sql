@@ -1,5 +1,5 @@
 -- Events of one entitlement, newest first: those before a place (before_ms, before_epoch, before_offset, before_element) and not older
--- than `from_ms`, at most `rows` of them. An empty filter lets everything through. `effect`: it changed something.
+-- than `from_ms`, at most `rows` of them. An empty filter lets everything through.
 SELECT
     toUnixTimestamp64Milli(time) AS happened_at,
     element,
@@ -17,7 +17,6 @@ SELECT
     terms_known,
     state,
     late,
-    version > 0 AS effect,
     reason,
     toUnixTimestamp64Milli(lease_expires_at) AS lease_expires_at,
     toUnixTimestamp64Milli(t) AS placed_at,

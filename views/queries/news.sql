@@ -16,7 +16,6 @@ SELECT
     terms_known,
     state,
     late,
-    version > 0 AS effect,
     reason,
     toUnixTimestamp64Milli(lease_expires_at) AS lease_expires_at,
     toUnixTimestamp64Milli(t) AS placed_at,

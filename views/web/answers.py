@@ -171,7 +171,6 @@ class HistoryEvent(BaseModel):
     terms_known: bool = Field(description="false: no limit had been set yet")
     state: ElementState = Field(description="the level against its limits, after it")
     late: bool = Field(description="it came too late to have an effect on the live level")
-    effect: bool = Field(description="it changed something; a denial, for one, does not")
     reason: str | None = Field(description="as sent, such as why it was denied")
     lease_expires_at: str | None = Field(description=f"end of the lease that it gave; {_TIME}")
     placed_at: str = Field(description=f"when it took effect: its time, or later where it came out of order; {_TIME}")

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -60,6 +61,7 @@ def create_app(
     """
     app = FastAPI(title="Seatmark", version="1", description=_ABOUT, docs_url=None, redoc_url=None)
     answer_with_problems(app)
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=5)
     app.add_middleware(_Guarded, only_this_machine=not sign_in)
     app.add_middleware(_Measured)
     app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))

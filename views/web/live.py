@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from views.store import StoreUnavailable
+from views.store import QueryTooLarge, StoreUnavailable
 from views.web.access import reader_of
 from views.web.problems import Problem
 from views.web.reading import Reader
@@ -53,7 +53,7 @@ async def _stream(
             news = await run_in_threadpool(read.news, entitlement, after)
             due = bool(news) or time.monotonic() - said_at >= _BEAT_SECONDS
             levels = await run_in_threadpool(read.entitlement, entitlement) if due else None
-        except StoreUnavailable as error:
+        except (StoreUnavailable, QueryTooLarge) as error:
             yield _event("stale", {"detail": str(error)})
             said_at = time.monotonic()
         except Problem:

@@ -390,7 +390,6 @@ def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
 def _event(row: dict[str, Any]) -> dict[str, Any]:
     row = {"time": row.pop("happened_at"), **row}
     del row["epoch"], row["offset"]
-    row["effect"] = bool(row["effect"])
     row["overdrawn"] = row["state"] in OVERDRAWN
     return _with_times(row, "time", "lease_expires_at", "placed_at")
 
