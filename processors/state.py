@@ -1,11 +1,12 @@
 """The worker's state in memory: one ledger and one cursor for each source partition that it has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from processors.codec import STATE_VERSION, Cursor, UnreadableState, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
+from processors.leases import LeaseWatch
 from schemas.errors import Explained
 
 
@@ -21,10 +22,11 @@ class ChangelogRecord(Protocol):
 
 
 class PartitionState:
-    """The ledger of one source partition, and how far it is applied."""
+    """The ledger of one source partition, the leases in it, and how far it is applied."""
 
     def __init__(self, ledger: Ledger, timezone: str) -> None:
         self.ledger = ledger
+        self.leases = LeaseWatch(ledger)
         self.cursor = Cursor(STATE_VERSION, "", 0, -1, timezone)
 
     def begin(self, incarnation: str) -> None:
@@ -57,6 +59,10 @@ class PartitionStates:
             state = self._states[partition] = PartitionState(ledger, self._calendar.timezone)
         return state
 
+    def all(self) -> Mapping[int, PartitionState]:
+        """All states, by partition."""
+        return self._states
+
     def drop(self) -> None:
         """Forget everything: assignment begins anew."""
         self._states = {}
@@ -79,6 +85,7 @@ class PartitionStates:
         """All records were given."""
         for state in self._states.values():
             finish_restore(state.ledger)
+            state.leases.rebuild()
 
     def resume_offset(self, partition: int) -> int | None:
         """The source offset to go on with; None where the state has none of this incarnation.
