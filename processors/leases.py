@@ -52,8 +52,8 @@ class LeaseWatch:
     """The leases of one partition's open holds, in the order in which they end.
 
     A heap finds the next one, without a look at the others. A hold has one entry, made when it got its lease: a refresh
-    moves the end and leaves the entry, which is put right when it comes up. So a refresh costs a look into a dictionary, and the
-    heap does not grow with the number of refreshes. What is in the ledger always decides.
+    moves the end and leaves the entry, which is put right when it comes up. So a refresh costs a look into a dictionary, and
+    the heap does not grow with the number of refreshes. What is in the ledger always decides.
     """
 
     def __init__(self, ledger: Ledger) -> None:
