@@ -12,6 +12,7 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
+from mode.utils.queues import FlowControlEvent
 
 from processors.batching import FETCH_WAIT_MS, MAX_CHUNK_RECORDS, ChangelogStore, ChunkApp, ChunkConsumer, ChunkTransport
 
@@ -34,6 +35,7 @@ def test_versions_are_the_ones_this_was_written_for() -> None:
         (BaseConsumer, "_is_changelog_tp", ["self", "tp"]),
         (Consumer, "_new_consumer_thread", ["self"]),
         (Consumer, "seek_to_committed", ["self"]),
+        (Consumer, "_getmany", ["self", "active_partitions", "timeout"]),
         (Consumer, "_commit", ["self", "offsets"]),
         (AIOKafkaConsumerThread, "_create_worker_consumer", ["self", "transport"]),
         (AIOKafkaConsumerThread, "seek_wait", ["self", "partitions"]),
@@ -72,7 +74,8 @@ class Chunks(ChunkConsumer):
     """A chunk consumer without a broker: what was fetched is given, what is asked of it is noted."""
 
     def __init__(self, fetched: dict[TP, list[Any]], *, flow_active: bool = True) -> None:
-        self.app = SimpleNamespace(consumer_generation_id=1, tables=SimpleNamespace(changelog_topics={CHANGELOG.topic}))
+        tables = SimpleNamespace(changelog_topics={CHANGELOG.topic})
+        self.app = SimpleNamespace(consumer_generation_id=1, tables=tables, rebalancing=False)
         self.fetched = fetched
         self.flow_active = flow_active
         self.sought = 0
@@ -81,6 +84,9 @@ class Chunks(ChunkConsumer):
         self._acked_index: dict[TP, set[int]] = {EVENTS: set()}
 
     should_stop = False
+
+    async def sleep(self, seconds: float) -> None:
+        """Not in a test."""
 
     async def _wait_next_records(self, timeout: float) -> Any:
         return self.fetched, set(self.fetched)
@@ -125,6 +131,50 @@ async def test_a_rebalance_between_two_chunks_drops_the_rest() -> None:
         given.append(chunk.offset)
         consumer.app.consumer_generation_id += 1
     assert given == [MAX_CHUNK_RECORDS - 1]
+
+
+def test_faust_seeks_between_making_partitions_active_and_emptying_the_queues() -> None:
+    """Why no event may be fetched before all of that is over."""
+    steps = ("consumer.resume_partitions(", "consumer.perform_seek()", "flow_control.resume()", "app.on_rebalance_end()")
+    source = inspect.getsource(Recovery.on_recovery_completed)
+    assert sorted(steps, key=source.index) == list(steps)
+    assert "self.clear()" in inspect.getsource(FlowControlEvent.resume)
+
+
+class Thread:
+    """The consumer's thread: notes for what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    async def getmany(self, active_partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        self.asked.append(active_partitions)
+        return {}
+
+
+async def test_no_event_is_fetched_before_a_rebalance_is_over() -> None:
+    consumer = Chunks({})
+    consumer._thread = thread = Thread()
+    # Faust goes on changing the set while a fetch waits.
+    active = {CHANGELOG}
+    consumer.app.rebalancing = True
+    await consumer._getmany(active, 1.0)
+    active.add(EVENTS)
+    await consumer._getmany(active, 1.0)
+    assert thread.asked == [{CHANGELOG}, {CHANGELOG}]
+    consumer.app.rebalancing = False
+    await consumer._getmany(active, 1.0)
+    active.clear()
+    assert thread.asked[2:] == [{CHANGELOG, EVENTS}]
+
+
+async def test_without_a_changelog_to_read_nothing_is_fetched_before_a_rebalance_is_over() -> None:
+    """Asked for no partitions, aiokafka gives what it has of all."""
+    consumer = Chunks({})
+    consumer._thread = thread = Thread()
+    consumer.app.rebalancing = True
+    assert await consumer._getmany({EVENTS}, 1.0) == {}
+    assert thread.asked == []
 
 
 def test_the_last_acknowledged_chunk_says_what_to_commit() -> None:
