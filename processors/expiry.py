@@ -147,7 +147,7 @@ class LeaseExpiry:
 
     async def _append(self, partition: int, lease: Lease) -> None:
         # To the partition in which the hold is: that of its entitlement's key.
-        await self._log.append(partition, lease.seat.entitlement.encode(), expiry_of(lease, self._grace_ms))
+        await self._log.append(partition, lease.entitlement.encode(), expiry_of(lease, self._grace_ms))
 
 
 class KafkaEventLog:

@@ -22,19 +22,17 @@ LeasePolicy = Literal["release", "keep"]
 _SPARE_ENTRIES = 1_000
 
 
-class Seat(NamedTuple):
-    """Whose hold it is."""
-
-    entitlement: str
-    element: str
-    seat_id: str
+# Entitlement, element and seat_id. Not a named tuple: there are as many as holds, and one is made for each event.
+_Seat = tuple[str, str, str]
 
 
 class Lease(NamedTuple):
-    """A lease and the hold that it is of. end: ms since 1970."""
+    """A lease that ended, and whose hold it is of. end: ms since 1970."""
 
     end: int
-    seat: Seat
+    entitlement: str
+    element: str
+    seat_id: str
 
 
 @dataclass
@@ -45,7 +43,7 @@ class _Kept:
     """
 
     policy: str | None = None
-    seats: set[Seat] = field(default_factory=set)
+    seats: set[_Seat] = field(default_factory=set)
 
 
 class LeaseWatch:
@@ -58,11 +56,11 @@ class LeaseWatch:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._heap: list[Lease] = []
+        self._heap: list[tuple[int, _Seat]] = []
         # The end in the entry that stands for a seat; any other entry of that seat is void.
-        self._watched: dict[Seat, int] = {}
+        self._watched: dict[_Seat, int] = {}
         # Taken, and not known to have closed the hold; the end that each had.
-        self._taken: dict[Seat, int] = {}
+        self._taken: dict[_Seat, int] = {}
         self._kept: dict[str, _Kept] = {}
         self._terms: dict[str, dict[str, Head]] = {}
 
@@ -73,7 +71,7 @@ class LeaseWatch:
     def rebuild(self) -> None:
         """Start from the ledger as it is, after a recovery: looks at every hold, once."""
         self._watched = {
-            Seat(entitlement, name, seat_id): hold.lease_end
+            (entitlement, name, seat_id): hold.lease_end
             for (entitlement, name), element in self._ledger.elements.items()
             for seat_id, hold in element.holds.items()
             if hold.quantity and hold.lease_end is not None
@@ -91,7 +89,7 @@ class LeaseWatch:
             if kept is not None and kept.policy != self._policy_of(head.entitlement):
                 self._look_again_at_kept(head.entitlement)
         for head, seat_id, hold in changes.holds:
-            seat = Seat(head.entitlement, head.element, seat_id)
+            seat = (head.entitlement, head.element, seat_id)
             if hold is not None and hold.quantity and hold.lease_end is not None:
                 self._watch(seat, hold.lease_end)
             else:
@@ -104,7 +102,7 @@ class LeaseWatch:
     def any_ended(self, by: int) -> bool:
         """Whether there is a lease to take or to set aside that ended at or before this time (ms since 1970)."""
         heap = self._heap
-        while heap and heap[0].end <= by:
+        while heap and heap[0][0] <= by:
             end, seat = heap[0]
             if self._watched.get(seat) != end:
                 heappop(heap)
@@ -116,7 +114,7 @@ class LeaseWatch:
                 heappop(heap)
                 del self._watched[seat]
             else:
-                heapreplace(heap, Lease(now_ends, seat))
+                heapreplace(heap, (now_ends, seat))
                 self._watched[seat] = now_ends
         return False
 
@@ -130,49 +128,51 @@ class LeaseWatch:
         for _ in range(most):
             if not self.any_ended(by):
                 break
-            lease = heappop(self._heap)
-            seat = lease.seat
+            end, seat = heappop(self._heap)
             del self._watched[seat]
-            policy = self._policy_of(seat.entitlement)
+            entitlement = seat[0]
+            policy = self._policy_of(entitlement)
             if (policy or default) == "keep":
-                kept = self._kept.setdefault(seat.entitlement, _Kept())
+                kept = self._kept.setdefault(entitlement, _Kept())
                 kept.policy = policy
                 kept.seats.add(seat)
             else:
-                self._taken[seat] = lease.end
-                taken.append(lease)
+                self._taken[seat] = end
+                taken.append(Lease(end, *seat))
         return taken
 
     def put_back(self, lease: Lease) -> None:
         """A lease that was taken could not be dealt with: it will be given again, unless its hold has changed since."""
-        if self._taken.get(lease.seat) == lease.end:
-            del self._taken[lease.seat]
-            self._push(lease)
+        seat = (lease.entitlement, lease.element, lease.seat_id)
+        if self._taken.get(seat) == lease.end:
+            del self._taken[seat]
+            self._push(seat, lease.end)
 
-    def _watch(self, seat: Seat, end: int) -> None:
+    def _watch(self, seat: _Seat, end: int) -> None:
         known = self._watched.get(seat)
         if known is not None:
             if end < known:
-                self._push(Lease(end, seat))
+                self._push(seat, end)
             return
         if self._taken.get(seat) == end:
             return
         self._taken.pop(seat, None)
         self._no_longer_kept(seat)
-        self._push(Lease(end, seat))
+        self._push(seat, end)
 
-    def _push(self, lease: Lease) -> None:
-        self._watched[lease.seat] = lease.end
-        heappush(self._heap, lease)
+    def _push(self, seat: _Seat, end: int) -> None:
+        self._watched[seat] = end
+        heappush(self._heap, (end, seat))
 
     def _make_heap(self) -> None:
-        self._heap = [Lease(end, seat) for seat, end in self._watched.items()]
+        self._heap = list(zip(self._watched.values(), self._watched, strict=True))
         heapify(self._heap)
 
-    def _lease_end(self, seat: Seat) -> int | None:
+    def _lease_end(self, seat: _Seat) -> int | None:
         """When the lease of a hold ends as it is now; None where it is closed or has no lease."""
-        element = self._ledger.elements.get((seat.entitlement, seat.element))
-        hold = element.holds.get(seat.seat_id) if element is not None else None
+        entitlement, name, seat_id = seat
+        element = self._ledger.elements.get((entitlement, name))
+        hold = element.holds.get(seat_id) if element is not None else None
         return hold.lease_end if hold is not None and hold.quantity else None
 
     def _note_terms(self, head: Head) -> None:
@@ -186,18 +186,19 @@ class LeaseWatch:
             return None
         return max(heads.values(), key=lambda head: (head.terms_at, head.terms_position)).lease_policy
 
-    def _no_longer_kept(self, seat: Seat) -> None:
-        kept = self._kept.get(seat.entitlement)
+    def _no_longer_kept(self, seat: _Seat) -> None:
+        entitlement = seat[0]
+        kept = self._kept.get(entitlement)
         if kept is not None:
             kept.seats.discard(seat)
             if not kept.seats:
-                del self._kept[seat.entitlement]
+                del self._kept[entitlement]
 
     def _look_again_at_kept(self, entitlement: str) -> None:
         for seat in self._kept.pop(entitlement).seats:
             end = self._lease_end(seat)
             if end is not None:
-                self._push(Lease(end, seat))
+                self._push(seat, end)
 
 
 def expiry_of(lease: Lease, grace_ms: int) -> bytes:
@@ -206,18 +207,18 @@ def expiry_of(lease: Lease, grace_ms: int) -> bytes:
     The same lease always gives the same id. Customer and product are left out: the fold knows them, and those of today would
     get into the days before.
     """
-    entitlement, element, seat_id = lease.seat
+    end, entitlement, element, seat_id = lease
     data = {"seat_id": seat_id, "reason": "lease_expired"}
     if element != SEATS:
         data["element"] = element
     return orjson.dumps(
         {
             "specversion": "1.0",
-            "id": seatmark_id("lease", entitlement, element, seat_id, lease.end),
+            "id": seatmark_id("lease", entitlement, element, seat_id, end),
             "source": LEASES_SOURCE,
             "type": "seat.expired" if element == SEATS else "feature.expired",
             "subject": entitlement,
-            "time": format_time(lease.end + grace_ms),
+            "time": format_time(end + grace_ms),
             "data": data,
         }
     )

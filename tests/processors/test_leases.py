@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from processors import leases as module
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, Outcome, position_of
-from processors.leases import Lease, LeasePolicy, LeaseWatch, Seat, expiry_of
+from processors.leases import Lease, LeasePolicy, LeaseWatch, expiry_of
 from schemas.events import LEASES_SOURCE, RESTATE_SOURCE, CorrectedHold, Correction, Event, decode, format_time
 from tests.processors.domain.test_ledger import (
     HOUR,
@@ -40,7 +40,7 @@ GRACE = MINUTE
 
 
 def lease(seat: str, end: str, element: str = "seats", entitlement: str = "ent-1") -> Lease:
-    return Lease(ms(end), Seat(entitlement, element, seat))
+    return Lease(ms(end), entitlement, element, seat)
 
 
 class Watched:
@@ -357,7 +357,7 @@ class Model:
         self.ledger = Ledger(Calendar("UTC"), HOUR)
         self.watch = LeaseWatch(self.ledger)
         self.log: list[Event] = []
-        self.taken: dict[Seat, int] = {}
+        self.taken: set[Lease] = set()
 
     def apply(self, document: Document) -> None:
         read = decode(orjson.dumps(document), key="any", appended_at=None)
@@ -366,13 +366,12 @@ class Model:
 
     def note(self) -> None:
         self.watch.note(self.ledger.take_changes())
-        ends = {lease.seat: lease.end for lease in self.leases()}
-        self.taken = {seat: end for seat, end in self.taken.items() if ends.get(seat) == end}
+        self.taken &= set(self.leases())
 
     def leases(self) -> list[Lease]:
         """Of all open holds, in order."""
         return sorted(
-            Lease(hold.lease_end, Seat(entitlement, name, seat))
+            Lease(hold.lease_end, entitlement, name, seat)
             for (entitlement, name), element in self.ledger.elements.items()
             for seat, hold in element.holds.items()
             if hold.quantity and hold.lease_end is not None
@@ -386,9 +385,7 @@ class Model:
         return [
             lease
             for lease in self.leases()
-            if lease.end <= by
-            and (self.policy(lease.seat.entitlement) or default) == "release"
-            and self.taken.get(lease.seat) != lease.end
+            if lease.end <= by and (self.policy(lease.entitlement) or default) == "release" and lease not in self.taken
         ]
 
 
@@ -463,7 +460,7 @@ def test_the_watch_is_a_scan_of_everything(steps: list[Step], default: LeasePoli
             elif step.kind == "recover":
                 model.ledger.take_changes()
                 model.watch.rebuild()
-                model.taken, under_way = {}, []
+                model.taken, under_way = set(), []
             else:
                 model.note()
                 # A server's clock may be behind ours.
@@ -473,14 +470,13 @@ def test_the_watch_is_a_scan_of_everything(steps: list[Step], default: LeasePoli
                 while model.watch.any_ended(by):
                     taken += model.watch.take(by, default, most)
                 assert taken == expected
-                model.taken |= {lease.seat: lease.end for lease in taken}
+                model.taken |= set(taken)
                 # Failures are known only later, when others may have come.
                 if step.kind == "fail":
                     failed, under_way = under_way, taken
                     for lease in failed:
                         model.watch.put_back(lease)
-                        if model.taken.get(lease.seat) == lease.end:
-                            del model.taken[lease.seat]
+                        model.taken.discard(lease)
 
 
 # --- The event, and what the fold makes of it
@@ -512,9 +508,9 @@ def test_the_event_of_a_feature_names_it() -> None:
 
 def test_the_event_is_one_of_the_contract() -> None:
     for of in (lease("a", "11:00"), lease("\u00e9\u0000", "11:00", element="r", entitlement="e\u20ac")):
-        read = decode(expiry_of(of, GRACE), key=of.seat.entitlement.encode(), appended_at=of.end + GRACE)
+        read = decode(expiry_of(of, GRACE), key=of.entitlement.encode(), appended_at=of.end + GRACE)
         assert (read.source, read.time) == (LEASES_SOURCE, of.end + GRACE)
-        assert (read.entitlement, read.element, read.seat_id) == of.seat
+        assert (read.entitlement, read.element, read.seat_id) == of[1:]
 
 
 def test_one_lease_has_one_id_whatever_the_grace_and_another_lease_another() -> None:
@@ -535,7 +531,7 @@ def test_it_closes_the_hold_as_of_lease_end_and_grace(watched: Watched, build: A
     [due] = watched.take("11:00")
     [outcome] = watched.apply(expiry(due))
     assert (outcome.delta, outcome.level, outcome.t, outcome.effect) == (-1, 0, ms("11:01"), True)
-    assert watched.fold.day(10, due.seat.element).deactivations == 1
+    assert watched.fold.day(10, due.element).deactivations == 1
     # Once more, from a worker that was killed after it had sent it.
     assert watched.apply(expiry(due)) == []
     assert watched.take("23:00") == []
