@@ -50,7 +50,7 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ChunkConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    async def _getmany(self, active_partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
+    async def _getmany(self, active_partitions: set[TP], timeout: float) -> Any:
         """Fetch; of source partitions nothing before a rebalance is over, and with it recovery.
 
         Faust makes source partitions active when recovery ends, then seeks their offsets, then empties the agents' queues. What
