@@ -36,7 +36,7 @@ async def worker(brokers: str, partitions: int, events: int) -> float:
     """Events per second from the first chunk's end to the last's; so for the others."""
     config = WorkerConfig(
         brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, timezone="UTC", late_after_ms=LATE_AFTER_MS,
-        session_timeout_ms=10_000, rebalance_timeout_ms=10_000,
+        lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=10_000, rebalance_timeout_ms=10_000,
     )  # fmt: skip
     running = await create_worker(config)
     await running.app.start()

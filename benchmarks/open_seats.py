@@ -52,7 +52,7 @@ _NOW = 1_800_000_000_000
 def _with_open_seats(seats: int) -> PartitionState:
     state = PartitionStates(Calendar("UTC"), 3_600_000, "bench", partitions=1).of(0)
     state.begin("bench")
-    fold_chunk(state, [_record(offset, "seat.activated", offset) for offset in range(seats)], _NOW)
+    fold_chunk(state, [_seat(offset, "seat.activated", offset) for offset in range(seats)], _NOW)
     state.ledger.take_changes()
     return state
 
@@ -60,15 +60,20 @@ def _with_open_seats(seats: int) -> PartitionState:
 def _chunk(offset: int, first_seat: int) -> list[_Record]:
     """New seats that come, and leave again."""
     kinds = ("seat.activated", "seat.deactivated")
-    return [_record(offset + number, kinds[number % 2], first_seat + number // 2) for number in range(_CHUNK)]
+    return [_seat(offset + number, kinds[number % 2], first_seat + number // 2) for number in range(_CHUNK)]
 
 
-def _record(offset: int, kind: str, seat: int) -> _Record:
+def _seat(offset: int, kind: str, seat: int) -> _Record:
+    return record(offset, kind, "ent", format_time(_NOW - 500_000 + offset), {"seat_id": f"seat-{seat}"})
+
+
+def record(offset: int, kind: str, entitlement: str, time: str, data: dict[str, Any]) -> _Record:
+    """A record of entitlement-events."""
     event = {
-        "specversion": "1.0", "id": str(offset), "source": "/s", "type": kind, "subject": "ent",
-        "time": format_time(_NOW - 500_000 + offset), "data": {"seat_id": f"seat-{seat}"},
+        "specversion": "1.0", "id": str(offset), "source": "/s", "type": kind, "subject": entitlement,
+        "time": time, "data": data,
     }  # fmt: skip
-    return _Record(offset, b"ent", orjson.dumps(event))
+    return _Record(offset, entitlement.encode(), orjson.dumps(event))
 
 
 if __name__ == "__main__":

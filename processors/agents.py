@@ -203,6 +203,7 @@ class ChunkProcessor:
         put_out = time.monotonic()
 
         await self._write_state(partition, encode_changes(changes, state.cursor))
+        state.leases.note(changes)
         metrics.EVENTS.inc(out.taken)
         metrics.CHUNK_RECORDS.observe(out.taken)
         metrics.CHUNK_SECONDS.labels("fold").observe(folded - started)

@@ -11,7 +11,9 @@ from aiokafka import AIOKafkaProducer
 from processors.agents import MAX_STATE_BATCH_BYTES, ChunkProcessor, Topics, process_chunks
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
 from processors.domain.days import Calendar
+from processors.expiry import KafkaEventLog, LeaseExpiry
 from processors.incarnation import TopicWatch
+from processors.leases import LeasePolicy
 from processors.state import PartitionStates
 
 # Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
@@ -29,6 +31,8 @@ class WorkerConfig:
     partitions: int
     timezone: str
     late_after_ms: int
+    lease_policy: LeasePolicy
+    lease_grace_ms: int
     session_timeout_ms: int
     rebalance_timeout_ms: int
 
@@ -94,6 +98,13 @@ class Worker:
                 await process_chunks(stream, states, ChunkProcessor(outputs, state, topics, incarnation))
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
+
+        async def leases() -> None:
+            async with KafkaEventLog(config.brokers, topics.events) as log:
+                await LeaseExpiry(states, log, config.lease_policy, config.lease_grace_ms).run()
+
+        # It begins after the first recovery and ends with the app; an error in it crashes the app.
+        app.task(leases)
 
 
 @asynccontextmanager

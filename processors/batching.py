@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 FETCH_WAIT_MS = 20
 # A fetch that brings nothing ends after this. Recovery waits for one that is under way.
 MAX_POLL_SECONDS = 0.1
+# How long a fetch waits during recovery, and so how much later than the end of it the first events come.
+_RECOVERY_WAIT_SECONDS = 0.05
 # A chunk's outputs and state are in memory together; this bounds them.
 MAX_CHUNK_RECORDS = 5_000
 
@@ -67,6 +69,21 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ChunkConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _getmany(self, active_partitions: set[TP], timeout: float) -> Any:
+        """Fetch; of source partitions nothing before a rebalance is over, and with it recovery.
+
+        Faust makes source partitions active when recovery ends, then seeks their offsets, then empties the agents' queues. What
+        a fetch brings between the last two is gone, and the next chunk's cursor passes over it.
+        """
+        if not self.app.rebalancing:
+            return await super()._getmany(set(active_partitions), timeout)
+        changelogs = {tp for tp in active_partitions if self._is_changelog_tp(tp)}
+        if not changelogs:
+            # Not to be asked for: no partitions means all of them.
+            await self.sleep(_RECOVERY_WAIT_SECONDS)
+            return {}
+        return await super()._getmany(changelogs, min(timeout, _RECOVERY_WAIT_SECONDS))
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """Yield (partition, chunk) for what one fetch brought.

@@ -18,6 +18,12 @@ ALERTS = Counter("seatmark_alerts_sent_total", "Transitions sent to overdraft-al
 CHUNK_RECORDS = Histogram("seatmark_chunk_records", "Records in one chunk", buckets=(1, 10, 100, 500, 1000, 2000, 5000))
 # Where the time of a chunk goes: fold (decode and fold), outputs (sent and acknowledged), state (changelog written).
 CHUNK_SECONDS = Histogram("seatmark_chunk_seconds", "Seconds per chunk, by stage", ["stage"])
+# Open holds with a lease that may run out, in this worker's partitions. Not those that ended under the policy `keep`.
+LEASES_WATCHED = Gauge("seatmark_leases_watched", "Open holds with a lease that is watched")
+# Events that Seatmark produced because a lease ran out. After a crash some may be produced again; they are known as repeats.
+LEASES_EXPIRED = Counter("seatmark_leases_expired_total", "Expiries of leases produced")
+# Rounds in which not every lease that ran out could be dealt with. More than a few: its holds stay open, and levels too high.
+LEASE_FAILURES = Counter("seatmark_lease_failures_total", "Rounds in which expiries could not be produced, and are tried again")
 
 # --- Sink
 

@@ -1,12 +1,13 @@
 """The worker's state in memory: one ledger and one cursor for each source partition that it has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from processors.codec import STATE_VERSION, Cursor, UnreadableState, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
 from processors.incarnation import HOW_TO_REBUILD
+from processors.leases import LeaseWatch
 from processors.partitions import partition_of
 from schemas.errors import Explained
 from schemas.events import Refused
@@ -24,7 +25,7 @@ class ChangelogRecord(Protocol):
 
 
 class PartitionState:
-    """The ledger of one source partition, and how far it is applied.
+    """The ledger of one source partition, the leases in it, and how far it is applied.
 
     placed: the entitlements of which it is known that they belong on this partition.
     """
@@ -32,6 +33,7 @@ class PartitionState:
     def __init__(self, ledger: Ledger, timezone: str, partition: int, partitions: int) -> None:
         """partitions: how many the source topic has."""
         self.ledger = ledger
+        self.leases = LeaseWatch(ledger)
         self.cursor = Cursor(STATE_VERSION, "", 0, -1, timezone)
         self.placed: set[str] = set()
         self._partition = partition
@@ -80,6 +82,10 @@ class PartitionStates:
             state = self._states[partition] = PartitionState(ledger, self._calendar.timezone, partition, self._partitions)
         return state
 
+    def all(self) -> Mapping[int, PartitionState]:
+        """All states, by partition."""
+        return self._states
+
     def drop(self) -> None:
         """Forget everything: assignment begins anew."""
         self._states = {}
@@ -111,6 +117,7 @@ class PartitionStates:
                     f"as {entitlement!r}: SEATMARK_PARTITIONS was changed, or their events came on wrong partitions. "
                     f"{HOW_TO_REBUILD}"
                 )
+            state.leases.rebuild()
 
     def resume_offset(self, partition: int, committed: int | None) -> int | None:
         """The source offset to go on with after recovery; None: the topic's first.

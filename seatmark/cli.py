@@ -259,6 +259,8 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         partitions=settings.partitions,
         timezone=settings.timezone,
         late_after_ms=settings.late_after,
+        lease_policy=settings.lease_policy,
+        lease_grace_ms=settings.lease_grace,
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
     )

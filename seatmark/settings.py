@@ -84,6 +84,10 @@ class Settings(BaseSettings):
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"
     )
     late_after: Duration = Field(3_600_000, description="an event this much older than its element's newest has no live effect")
+    lease_policy: Literal["release", "keep"] = Field(
+        "release", description="what becomes of a hold whose lease ran out: `release` or `keep`; terms may say otherwise"
+    )
+    lease_grace: Duration = Field(60_000, description="a lease has run out this long after its end")
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
     auth: Literal["on", "off"] = Field(

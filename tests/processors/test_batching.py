@@ -16,6 +16,7 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
+from mode.utils.queues import FlowControlEvent
 
 from processors.batching import (
     FETCH_WAIT_MS,
@@ -45,6 +46,7 @@ def test_versions_are_the_ones_this_was_written_for() -> None:
         (BaseConsumer, "_is_changelog_tp", ["self", "tp"]),
         (Consumer, "_new_consumer_thread", ["self"]),
         (Consumer, "seek_to_committed", ["self"]),
+        (Consumer, "_getmany", ["self", "active_partitions", "timeout"]),
         (Consumer, "_commit", ["self", "offsets"]),
         (Consumer, "seek_wait", ["self", "partitions"]),
         (Consumer, "earliest_offsets", ["self", "partitions"]),
@@ -146,6 +148,7 @@ class Chunks(ChunkConsumer):
     def __init__(self, fetched: dict[TP, list[Any]] | Exception, *, flow_active: bool = True, sought: bool = True) -> None:
         self.app = SimpleNamespace(
             consumer_generation_id=1,
+            rebalancing=False,
             tables=SimpleNamespace(changelog_topics={CHANGELOG.topic}),
             check_topics=self.check_topics,
             resume_offset=lambda tp, committed: self.resume.get(tp),
@@ -163,6 +166,9 @@ class Chunks(ChunkConsumer):
         self._sought_in_generation = 1 if sought else None
 
     should_stop = False
+
+    async def sleep(self, seconds: float) -> None:
+        """Not in a test."""
 
     async def _wait_next_records(self, timeout: float) -> Any:
         if isinstance(self.fetched, Exception):
@@ -339,6 +345,50 @@ async def test_a_rebalance_between_two_chunks_drops_the_rest() -> None:
         given.append(chunk.offset)
         consumer.app.consumer_generation_id += 1
     assert given == [MAX_CHUNK_RECORDS - 1]
+
+
+def test_faust_seeks_between_making_partitions_active_and_emptying_the_queues() -> None:
+    """Why no event may be fetched before all of that is over."""
+    steps = ("consumer.resume_partitions(", "consumer.perform_seek()", "flow_control.resume()", "app.on_rebalance_end()")
+    source = inspect.getsource(Recovery.on_recovery_completed)
+    assert sorted(steps, key=source.index) == list(steps)
+    assert "self.clear()" in inspect.getsource(FlowControlEvent.resume)
+
+
+class AskedThread:
+    """The consumer's thread: notes for what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    async def getmany(self, active_partitions: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        self.asked.append(active_partitions)
+        return {}
+
+
+async def test_no_event_is_fetched_before_a_rebalance_is_over() -> None:
+    consumer = Chunks({})
+    consumer._thread = thread = AskedThread()
+    # Faust goes on changing the set while a fetch waits.
+    active = {CHANGELOG}
+    consumer.app.rebalancing = True
+    await consumer._getmany(active, 1.0)
+    active.add(EVENTS)
+    await consumer._getmany(active, 1.0)
+    assert thread.asked == [{CHANGELOG}, {CHANGELOG}]
+    consumer.app.rebalancing = False
+    await consumer._getmany(active, 1.0)
+    active.clear()
+    assert thread.asked[2:] == [{CHANGELOG, EVENTS}]
+
+
+async def test_without_a_changelog_to_read_nothing_is_fetched_before_a_rebalance_is_over() -> None:
+    """Asked for no partitions, aiokafka gives what it has of all."""
+    consumer = Chunks({})
+    consumer._thread = thread = AskedThread()
+    consumer.app.rebalancing = True
+    assert await consumer._getmany({EVENTS}, 1.0) == {}
+    assert thread.asked == []
 
 
 def test_the_last_acknowledged_chunk_says_what_to_commit() -> None:

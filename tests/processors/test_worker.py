@@ -264,7 +264,7 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
     monkeypatch.setattr(agents, "fold_chunk", fail)
     config = WorkerConfig(
         brokers=deployment.bootstrap, topic_prefix=deployment.prefix, partitions=PARTITIONS, timezone="UTC",
-        late_after_ms=HOUR, session_timeout_ms=6000, rebalance_timeout_ms=2000,
+        late_after_ms=HOUR, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=6000, rebalance_timeout_ms=2000,
     )  # fmt: skip
     with pytest.raises(ChunkFailed) as failed:
         await asyncio.wait_for(run_worker(config, asyncio.Event()), 60)

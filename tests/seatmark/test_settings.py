@@ -19,6 +19,7 @@ def test_defaults_need_no_environment() -> None:
     assert settings.brokers == "127.0.0.1:19092"
     assert settings.timezone == "UTC"
     assert settings.late_after == 3_600_000
+    assert (settings.lease_policy, settings.lease_grace) == ("release", 60_000)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,8 @@ def test_an_unknown_setting_is_refused_by_name_with_the_nearest_one() -> None:
     [
         ("SEATMARK_TIMEZONE", "Mars/Olympus", "IANA time zone"),
         ("SEATMARK_LATE_AFTER", "1 hour", "a number and a unit"),
+        ("SEATMARK_LEASE_GRACE", "60", "a number and a unit"),
+        ("SEATMARK_LEASE_POLICY", "forget", "'release' or 'keep'"),
         ("SEATMARK_PARTITIONS", "0", "greater than or equal to 1"),
         ("SEATMARK_WEB_PORT", "eighty", "valid integer"),
         ("SEATMARK_LOG_LEVEL", "LOUD", "match"),

@@ -263,6 +263,19 @@ def test_bad_lines_are_reported_and_the_rest_is_sent(stack: RunningStack) -> Non
     assert (day["max"], day["activations"]) == (2, 2)
 
 
+def test_a_lease_that_ran_out_closes_its_hold(stack: RunningStack) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-5",
+             "time": "2026-01-05T10:00:00Z", "data": {"seat_id": "s", "lease_expires_at": "2026-01-05T11:00:00Z"}}  # fmt: skip
+    assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
+    deadline = time.monotonic() + 30
+    while True:
+        [day] = stack.usage("acme-5", "--to", "2026-01-05", "--days", "1")
+        if day["closing"] == 0 or time.monotonic() > deadline:
+            break
+    # Open until the lease's end and a minute of grace.
+    assert (day["closing"], day["max"], day["deactivations"], day["unit_seconds"]) == (0, 1, 1, 3660)
+
+
 def test_who_is_in_overdraft_now(stack: RunningStack) -> None:
     stack.run("terms", "acme-4", "--element", "seats", "--limit", "0", "--overdraft", "unlimited", "--customer", "acme")
     event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-4",
