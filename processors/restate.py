@@ -203,9 +203,9 @@ class Restater:
     ) -> Iterator["_Folded"]:
         rows = stored_rows(self._store.rows(keys, start), watermarks)
         for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
-            yield self._fold(key, of_element, wanted[key])
+            yield self._fold(key, of_element, wanted[key], watermarks)
 
-    def _fold(self, key: Key, rows: Iterable["StoredRow"], work: "_Work") -> "_Folded":
+    def _fold(self, key: Key, rows: Iterable["StoredRow"], work: "_Work", watermarks: dict[int, int]) -> "_Folded":
         changed: list[ChangedRow] = []
         current: list[StoredRow] = []
 
@@ -229,18 +229,20 @@ class Restater:
             repeats=work.repeats,
             on_outcome=on_outcome,
         )
-        return _Folded(key, work, current[0].partition, history, changed)
+        partition = current[0].partition
+        return _Folded(key, work, partition, history, changed, _basis(history, work.standing, watermarks.get(partition, -1)))
 
     def _corrections(self, folded: "_Folded", now_ms: int) -> list[tuple[Outgoing, bool]]:
         """What has to be sent about an element, and whether it changes something."""
-        standing, history = folded.work.standing, folded.history
-        live, basis = history.live, history.last_position
+        standing, history, basis = folded.work.standing, folded.history, folded.basis
+        live = history.live
         if live is None:
             return []
         entitlement, element = folded.key
         since = folded.work.since or 0
         same_moment = (
-            standing.live_position == history.live_position or max(history.live_position, standing.live_position) < since
+            history.live_position <= standing.live_position <= basis
+            or max(history.live_position, standing.live_position) < since
         )
         if basis < standing.newest_mark.position or not same_moment:
             # Of the latest events some have come as raw rows only, or as day rows only: the next pass sees both.
@@ -305,13 +307,27 @@ def _work(standing: Standing, today: DayBounds) -> _Work:
 
 @dataclass
 class _Folded:
-    """An element after its fold. changed: the raw rows whose stored effect is not the exact one, with that."""
+    """An element after its fold.
+
+    changed: the raw rows whose stored effect is not the exact one, with that. basis: the position that the fold has seen.
+    """
 
     key: Key
     work: _Work
     partition: int
     history: History
     changed: list["ChangedRow"]
+    basis: int
+
+
+def _basis(history: History, standing: Standing, watermark: int) -> int:
+    """The latest position that is known of an element and that its fold has seen.
+
+    Not always that of the last row: a repeat that was not recognised, and has the time of the first arrival, leaves no row
+    of its own, but a mark and a day row. All that the raw log keeps up to the watermark was seen.
+    """
+    known = (standing.newest_mark.position, standing.live_position)
+    return max(history.last_position, *(position for position in known if position <= watermark))
 
 
 @dataclass(slots=True)
@@ -345,8 +361,7 @@ class _Writes:
 
     def add(self, folded: _Folded) -> None:
         """Take what the fold of an element says."""
-        work, history = folded.work, folded.history
-        basis = history.last_position
+        work, history, basis = folded.work, folded.history, folded.basis
         self.days += [msgspec.structs.replace(row, position=basis) for row in history.days if work.covers(row.day)]
         for changed in folded.changed:
             changed.basis = basis
@@ -388,7 +403,7 @@ def _of_elements(keys: Sequence[Key], **columns: pa.Array) -> pa.Table:
 
 
 def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
-    """Raw rows as they were stored, with their exact effect, and a version above all that they had."""
+    """Raw rows as they were stored, with their exact effect, and a version that is not below the one that they had."""
     if not changed:
         return ACTIVITY_SCHEMA.empty_table()
     parts = []
@@ -397,7 +412,11 @@ def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
         stored = of_batch[0].row.batch.rows.select(ACTIVITY_SCHEMA.names)
         parts.append(stored.take(pa.array([item.row.index for item in of_batch])))
     table = pa.Table.from_batches(parts)
-    replaced: dict[str, list[Any]] = {"version": [item.basis + _RESTATED_VERSIONS_FROM for item in changed]}
+    versions = zip(changed, table.column("version").to_pylist(), strict=True)
+    replaced: dict[str, list[Any]] = {
+        # A rebuild has seen the same events as the restatement before it, and may know of a lower position for that.
+        "version": [max(item.basis + _RESTATED_VERSIONS_FROM, version) for item, version in versions]
+    }
     replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)}
     for name, values in replaced.items():
         column = ACTIVITY_SCHEMA.field(name)

@@ -163,6 +163,7 @@ def test_marks_of_before_the_column_count_as_unsettled_since_then(
     assert rows_of(dsn, "SELECT position, since FROM marks") == [(281474976710663, 281474976710663)]
 
 
+@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
 def test_the_new_engine_of_the_raw_log_keeps_its_rows_also_when_it_is_run_again(
     new_database: Callable[[], str], put: Callable[..., None], activity_row: Callable[..., ActivityRow]
 ) -> None:

@@ -17,6 +17,9 @@ from schemas.activity import ActivityRow, decode_activity, encode_activity
 from schemas.alerts import Alert, AlertData, Cause
 from schemas.days import DayMark, DayRow, Settled
 from schemas.events import format_time
+from views.migrate import migrate
+from views.raw_log import RawLog
+from views.store import connect
 
 Put = Callable[..., None]
 DayRows = Callable[..., DayRow]
@@ -320,6 +323,24 @@ def test_of_the_arrivals_of_terms_the_first_is_shown(
     put(client, arrival(offset=12, limit=6, version=position_of(1, 13) + 2))
     put(client, arrival(offset=11, limit=5, version=1))
     assert rows_of(client, query, entitlement) == [{"offset": 12, "limit": 6}]
+
+
+@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+def test_an_epoch_counts_although_only_repeats_came_in_it(
+    new_database: Callable[[], str], put: Put, activity_row: ActivityRows
+) -> None:
+    """Their rows make way for those of the first arrivals. What comes next must still have positions of its own."""
+    dsn = new_database()
+    migrate(dsn, "UTC")
+    client = connect(dsn)
+    assert RawLog(client, "entitlement-events").highest_epoch() == 0
+    put(client, activity_row(epoch=2, offset=7))
+    put(client, activity_row(epoch=3, offset=0))
+    client.insert_arrow("progress", progress_table([Progress("entitlement-events", 0, 3, 0, "incarnation-3")]))
+    client.command("OPTIMIZE TABLE activity FINAL")
+    assert client.query("SELECT epoch FROM activity").result_rows == [(2,)]
+    assert RawLog(client, "entitlement-events").highest_epoch() == 3
+    client.close()
 
 
 def test_a_repeat_with_another_time_shows_once_in_the_history(
