@@ -139,7 +139,6 @@ class Restater:
         self._look_up_repeats(wanted)
         for start, keys in _by_start(wanted):
             for folded in self._folded(keys, start, wanted, watermarks):
-                folded.basis = watermarks.get(folded.partition, folded.history.last_position)
                 writes.add(folded)
                 for correction, differs in self._corrections(folded, now_ms):
                     outgoing.append(correction)
@@ -204,9 +203,9 @@ class Restater:
     ) -> Iterator["_Folded"]:
         rows = stored_rows(self._store.rows(keys, start), watermarks)
         for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
-            yield self._fold(key, of_element, wanted[key])
+            yield self._fold(key, of_element, wanted[key], watermarks)
 
-    def _fold(self, key: Key, rows: Iterable["StoredRow"], work: "_Work") -> "_Folded":
+    def _fold(self, key: Key, rows: Iterable["StoredRow"], work: "_Work", watermarks: dict[int, int]) -> "_Folded":
         changed: list[ChangedRow] = []
         current: list[StoredRow] = []
 
@@ -230,7 +229,8 @@ class Restater:
             repeats=work.repeats,
             on_outcome=on_outcome,
         )
-        return _Folded(key, work, current[0].partition, history, changed)
+        partition = current[0].partition
+        return _Folded(key, work, partition, history, changed, _basis(history, work.standing, watermarks.get(partition, -1)))
 
     def _corrections(self, folded: "_Folded", now_ms: int) -> list[tuple[Outgoing, bool]]:
         """What has to be sent about an element, and whether it changes something."""
@@ -241,7 +241,8 @@ class Restater:
         entitlement, element = folded.key
         since = folded.work.since or 0
         same_moment = (
-            standing.live_position == history.live_position or max(history.live_position, standing.live_position) < since
+            history.live_position <= standing.live_position <= basis
+            or max(history.live_position, standing.live_position) < since
         )
         if basis < standing.newest_mark.position or not same_moment:
             # Of the latest events some have come as raw rows only, or as day rows only: the next pass sees both.
@@ -311,8 +312,7 @@ def _work(standing: Standing, today: DayBounds) -> _Work:
 class _Folded:
     """An element after its fold.
 
-    changed: the raw rows whose stored effect is not the exact one, with that. basis: the position up to which all events
-    were seen. It is the watermark's, not the last row's: of a repeat that was not known any more there may be no row.
+    changed: the raw rows whose stored effect is not the exact one, with that. basis: the position that the fold has seen.
     """
 
     key: Key
@@ -320,7 +320,17 @@ class _Folded:
     partition: int
     history: History
     changed: list["ChangedRow"]
-    basis: int = -1
+    basis: int
+
+
+def _basis(history: History, standing: Standing, watermark: int) -> int:
+    """The latest position that is known of an element and that its fold has seen.
+
+    Not always that of the last row: a repeat that was not recognised, and has the time of the first arrival, leaves no row
+    of its own, but a mark and a day row. All that the raw log keeps up to the watermark was seen.
+    """
+    known = (standing.newest_mark.position, standing.live_position)
+    return max(history.last_position, *(position for position in known if position <= watermark))
 
 
 @dataclass(slots=True)
@@ -354,8 +364,7 @@ class _Writes:
 
     def add(self, folded: _Folded) -> None:
         """Take what the fold of an element says."""
-        work, history = folded.work, folded.history
-        basis = folded.basis
+        work, history, basis = folded.work, folded.history, folded.basis
         self.days += [msgspec.structs.replace(row, position=basis) for row in history.days if work.covers(row.day)]
         for changed in folded.changed:
             changed.basis = basis
@@ -397,7 +406,7 @@ def _of_elements(keys: Sequence[Key], **columns: pa.Array) -> pa.Table:
 
 
 def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
-    """Raw rows as they were stored, with their exact effect, and a version above all that they had."""
+    """Raw rows as they were stored, with their exact effect, and a version that is not below the one that they had."""
     if not changed:
         return ACTIVITY_SCHEMA.empty_table()
     parts = []
@@ -406,7 +415,11 @@ def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
         stored = of_batch[0].row.batch.rows.select(ACTIVITY_SCHEMA.names)
         parts.append(stored.take(pa.array([item.row.index for item in of_batch])))
     table = pa.Table.from_batches(parts)
-    replaced: dict[str, list[Any]] = {"version": [item.basis + _RESTATED_VERSIONS_FROM for item in changed]}
+    versions = zip(changed, table.column("version").to_pylist(), strict=True)
+    replaced: dict[str, list[Any]] = {
+        # A rebuild has seen the same events as the restatement before it, and may know of a lower position for that.
+        "version": [max(item.basis + _RESTATED_VERSIONS_FROM, version) for item, version in versions]
+    }
     replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)}
     for name, values in replaced.items():
         column = ACTIVITY_SCHEMA.field(name)

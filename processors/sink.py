@@ -56,6 +56,7 @@ _POLL_RECORDS = 1000
 # Bounds the memory of a batch whose rows are large.
 _FLUSH_BYTES = 64 * 1024 * 1024
 _IDLE_POLL_SECONDS = 10.0
+_METADATA_SECONDS = 0.05
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 10.0
 
@@ -403,7 +404,7 @@ class Sink:
         try:
             await consumer.start()
             if self._alone:
-                consumer.assign(await self._all_partitions(consumer))
+                await self._assign_all_partitions(consumer, stop)
             else:
                 consumer.subscribe(list(self._topics))
             while not stop.is_set():
@@ -420,13 +421,19 @@ class Sink:
             await consumer.stop()
             await self._writer.close()
 
-    async def _all_partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+    async def _assign_all_partitions(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         missing = set(self._topics) - await consumer.topics()
         if missing:
             raise SinkStopped(f"there is no topic {', '.join(sorted(missing))}: create Seatmark's topics first")
-        return [
-            TopicPartition(topic, partition) for topic in self._topics for partition in consumer.partitions_for_topic(topic)
-        ]
+        # What the consumer read at its start may be older than the topics. Those that something is assigned of it looks up
+        # again until the broker says who leads them.
+        consumer.assign([TopicPartition(topic, 0) for topic in self._topics])
+        partitions = {topic: consumer.partitions_for_topic(topic) for topic in self._topics}
+        while not all(partitions.values()):
+            if await _set_within(stop, _METADATA_SECONDS):
+                return
+            partitions = {topic: consumer.partitions_for_topic(topic) for topic in self._topics}
+        consumer.assign([TopicPartition(topic, partition) for topic, found in partitions.items() for partition in found])
 
     async def _gather(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> tuple[Batch, SinkStopped | None]:
         """Records until there are enough rows, the first has waited long enough, or the sink has to stop.

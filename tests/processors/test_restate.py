@@ -8,11 +8,15 @@ from datetime import date, timedelta
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from processors.audit import Auditor
+from processors.domain.ledger import position_of
+from processors.restate import ChangedRow, restated_rows
+from processors.standing import stored_rows
 from schemas.events import RESTATE_SOURCE, format_time
 from tests import model
 from tests.miniature import HOUR, Miniature
@@ -20,6 +24,7 @@ from tests.processors.domain.test_ledger import (
     activated,
     counted,
     deactivated,
+    denied,
     limited,
     ms,
     snapshot,
@@ -260,6 +265,65 @@ def test_an_event_that_came_twice_with_two_times_counts_once(stack: Miniature) -
     # b came as a repeat: it is not in use.
     holds = stack.ledger.elements[subject, "seats"].holds
     assert {seat for seat, hold in holds.items() if hold.quantity} == {"a"}
+
+
+@pytest.mark.parametrize("time", ["24T06:00", "24T09:55"], ids=["late", "disordered"])
+def test_a_repeat_that_has_no_row_of_its_own_does_not_keep_its_days_provisional(stack: Miniature, time: str) -> None:
+    """Its id is forgotten and its time is that of the first arrival, whose row stays: only its mark tells of it."""
+    subject = own([activated("a", "20T06:00")])[0]["subject"]
+    documents = [
+        denied(time, id="twice"),
+        *(denied("24T10:00") for _ in range(200)),
+        activated("a", "24T10:00"),
+        denied(time, id="twice"),
+    ]
+    stack.arrive(document | {"subject": subject} for document in documents)
+    stack.work()
+    stack.sink()
+    assert days(stack, subject)["2026-03-24"]["state"] == "provisional"
+    stack.settle()
+    row = days(stack, subject)["2026-03-24"]
+    assert (row["state"], row["closing"], row["denials"]) == ("final", 1, 201)
+    assert stack.ledger.elements[subject, "seats"].head.unsettled_since == 0
+    offsets = stack.client.query(
+        "SELECT offset FROM activity_history WHERE entitlement = {e:String} AND id = 'twice'", parameters={"e": subject}
+    )
+    assert offsets.result_rows == [(0,)]
+
+
+def test_a_repeat_that_has_no_row_of_its_own_is_waited_for(stack: Miniature) -> None:
+    """Its mark is stored, and up to it the raw log is not: there may be another event in the hole."""
+    subject = own([activated("a", "20T06:00")])[0]["subject"]
+    filler = [denied("24T10:00") for _ in range(200)]
+    documents = [denied("24T06:00", id="twice"), *filler, denied("24T06:00", id="twice")]
+    stack.arrive(document | {"subject": subject} for document in documents)
+    stack.work(201)
+    stack.sink()
+    stack.work()
+    raw = [item for item in stack.unsunk if item[0] == "entitlement-activity"]
+    stack.unsunk = [item for item in stack.unsunk if item[0] != "entitlement-activity"]
+    stack.sink()
+    stack.restate()
+    assert days(stack, subject)["2026-03-24"]["state"] == "provisional"
+    stack.unsunk = raw
+    stack.settle()
+    assert days(stack, subject)["2026-03-24"]["state"] == "final"
+
+
+def test_raw_rows_that_are_restated_again_stand_before_what_was_restated_earlier(stack: Miniature) -> None:
+    """Also if the position is lower: a rebuild takes that of the last row, a pass that of a later mark without one."""
+    mine = own([activated("a", "24T06:00"), activated("b", "24T05:00")])
+    subject = mine[0]["subject"]
+    stack.arrive(mine)
+    stack.settle()
+    store = stack.restater._store
+    key = (subject, "seats")
+    # Without the row of the correction, which has no exact effect.
+    [first, second] = [row for row in stored_rows(store.rows([key], 0), {}) if row.raw.offset < 2]
+    again = restated_rows([ChangedRow(first, first.effect, basis=0), ChangedRow(second, second.effect, basis=2**60)])
+    assert again.column("version").to_pylist() == [position_of(1, 1) + 2, 2**60 + 2]
+    store.insert("activity", again.set_column(again.schema.names.index("level"), "level", pa.array([7, 8], pa.int64())))
+    assert [level for _, _, _, level in levels(stack, subject)] == [7, 8]
 
 
 def test_a_pass_over_what_is_settled_does_nothing(stack: Miniature) -> None:

@@ -16,6 +16,7 @@ from clickhouse_connect.driver.exceptions import OperationalError
 from prometheus_client import REGISTRY
 
 from deploy.kafka.cluster import KafkaCluster
+from processors import sink as sink_module
 from processors.sink import ACTIVITY, ALERTS, DAYS, Sink, SinkStopped
 from schemas.activity import (
     HEADER_FIRST_OFFSET,
@@ -503,6 +504,33 @@ async def test_a_store_without_tables_stops_the_sink(
 async def test_missing_topics_are_named(deployment: Deployment) -> None:
     with pytest.raises(SinkStopped, match="there is no topic elsewhere-entitlement-activity"):
         await deployment.sink(topic_prefix="elsewhere-").run(asyncio.Event())
+
+
+async def test_topics_that_are_made_while_the_sink_starts_are_found(
+    tansu: Tansu, database: str, client: Client, entitlement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker tells of them when it is asked, but what the consumer read before does not have them."""
+    deployment = Deployment(tansu.bootstrap, database)
+
+    class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+        async def topics(self) -> set[str]:
+            await deployment.create()
+            assert self.partitions_for_topic(deployment.prefix + ACTIVITY) is None
+            found: set[str] = await super().topics()
+            return found
+
+    monkeypatch.setattr(sink_module, "AIOKafkaConsumer", Consumer)
+    sink = deployment.sink()
+    async with running(sink) as task:
+        async with asyncio.timeout(30):
+            while not (sink.partitions or task.done()):
+                await asyncio.sleep(0.02)
+        for partition in range(PARTITIONS):
+            await deployment.send_activity(entitlement, [partition], partition)
+        await stored(sink, deployment.ends)
+    await deployment.close()
+    assert sink.partitions == frozenset(range(PARTITIONS))
+    assert offsets_of(client, entitlement) == [0, 1]
 
 
 async def test_a_sink_process_that_is_killed_loses_and_repeats_nothing(

@@ -8,15 +8,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from clickhouse_migrations.migrator import Migrator
 
 from processors.domain.days import Calendar
-from schemas.activity import ACTIVITY_SCHEMA
+from schemas.activity import ACTIVITY_SCHEMA, ActivityRow
 from schemas.days import DayMark, DayRow, Settled
 from views import migrate as migrate_module
 from views.migrate import MIGRATIONS, MigrationRefused, TimezoneChanged, migrate
 from views.store import connect
 
 _CREATED = re.compile(r"^CREATE (?:OR REPLACE )?(TABLE|VIEW|MATERIALIZED VIEW) (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
+
+_DROPPED = re.compile(r"^DROP TABLE (\w+)", re.MULTILINE)
 
 
 def rows_of(dsn: str, query: str) -> list[tuple[Any, ...]]:
@@ -43,7 +46,9 @@ def test_a_second_run_changes_nothing(new_database: Callable[[], str]) -> None:
 
 
 def test_the_database_holds_what_the_files_create(database: str) -> None:
-    in_files = {name: kind for file in MIGRATIONS.glob("*.sql") for kind, name in _CREATED.findall(file.read_text())}
+    files = [file.read_text() for file in MIGRATIONS.glob("*.sql")]
+    dropped = {name for text in files for name in _DROPPED.findall(text)}
+    in_files = {name: kind for text in files for kind, name in _CREATED.findall(text) if name not in dropped}
     kinds = {"View": "VIEW", "MaterializedView": "MATERIALIZED VIEW", "ReplacingMergeTree": "TABLE"}
     tables = rows_of(database, "SELECT name, engine FROM system.tables WHERE database = currentDatabase()")
     in_database = {name: kinds[engine] for name, engine in tables if name != "schema_versions"}
@@ -156,6 +161,53 @@ def test_marks_of_before_the_column_count_as_unsettled_since_then(
     client.close()
     migrate(dsn, "UTC")
     assert rows_of(dsn, "SELECT position, since FROM marks") == [(281474976710663, 281474976710663)]
+
+
+@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+def test_the_new_engine_of_the_raw_log_keeps_its_rows_also_when_it_is_run_again(
+    new_database: Callable[[], str], put: Callable[..., None], activity_row: Callable[..., ActivityRow]
+) -> None:
+    """Run once; and ended after each of its statements in turn, and run again."""
+    dsn = new_database()
+    migrate(dsn, "UTC")
+    before, after = (
+        Migrator.script_to_statements(next(MIGRATIONS.glob(name)).read_text(), True) for name in ("0002_*.sql", "0008_*.sql")
+    )
+    terms = activity_row(type="entitlement.changed", offset=7, event=b'{"data":{"elements":{"seats":{"limit":1}}}}')
+    repeat = terms._replace(offset=8, event=b'{"data":{"elements":{"seats":{"limit":2}}}}')
+    of_other_months = [activity_row(id=f"seat-{month}", offset=9 + month, time=month * 31 * 86_400_000) for month in range(3)]
+    rows = "SELECT id, offset, level FROM activity FINAL WHERE type = 'entitlement.changed' ORDER BY id"
+    limits = "SELECT id, offset, `limit` FROM terms FINAL ORDER BY id"
+    counts = "SELECT (SELECT count() FROM activity), (SELECT uniqExact(id) FROM activity_history), (SELECT count() FROM terms)"
+    client = connect(dsn)
+    for number in range(len(after)):
+        client.command("DROP VIEW terms_from_activity")
+        for table in ("activity", "terms"):
+            client.command(f"DROP TABLE {table} SYNC")
+        for statement in before:
+            client.command(statement)
+        # Merged, the two arrivals would be one row, the wrong one.
+        for table in ("activity", "terms"):
+            client.command(f"SYSTEM STOP MERGES {table}")
+        put(client, terms)
+        put(client, repeat)
+        put(client, *of_other_months)
+
+        for statement in [*after[:number], *after]:
+            client.command(statement)
+
+        assert client.query(counts).first_row == (5, 4, 2), number
+        assert client.query(rows).result_rows == [("id-1", 7, 1)]
+        assert client.query(limits).result_rows == [("id-1", 7, 1)]
+        # The tables are the ones that are written to and merged.
+        put(client, repeat._replace(offset=200))
+        put(client, terms._replace(id="id-2", offset=201))
+        for table in ("activity", "terms"):
+            client.command(f"OPTIMIZE TABLE {table} FINAL")
+        assert client.query(counts).first_row == (5, 5, 2)
+        assert client.query(rows).result_rows == [("id-1", 7, 1), ("id-2", 201, 1)]
+        assert client.query(limits).result_rows == [("id-1", 7, 1), ("id-2", 201, 1)]
+    client.close()
 
 
 def test_a_migration_that_was_changed_afterwards_is_refused(

@@ -17,6 +17,9 @@ from schemas.activity import ActivityRow, decode_activity, encode_activity
 from schemas.alerts import Alert, AlertData, Cause
 from schemas.days import DayMark, DayRow, Settled
 from schemas.events import format_time
+from views.migrate import migrate
+from views.raw_log import RawLog
+from views.store import connect
 
 Put = Callable[..., None]
 DayRows = Callable[..., DayRow]
@@ -242,6 +245,102 @@ def test_the_row_with_an_effect_stays_whichever_comes_last(
     assert rows_of(client, query, entitlement) == [{"level": 4}]
     put(client, activity_row(version=2, level=3))
     assert rows_of(client, query, entitlement) == [{"level": 3}]
+
+
+def test_of_the_arrivals_of_an_event_the_first_stays_whichever_is_stored_last(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """With an effect or without: of rows that are alike in this, the one with the lowest position. Read, and after a merge."""
+    first, second, next_epoch = ({"epoch": 1, "offset": 7}, {"epoch": 1, "offset": 2**48 - 1}, {"epoch": 2, "offset": 0})
+    orders = [(first, second, next_epoch), (next_epoch, first, second), (second, next_epoch, first)]
+    for version in (0, 1):
+        for number, order in enumerate(orders):
+            for arrival in order:
+                put(client, activity_row(id=f"{version}-{number}", version=version, **arrival))
+    query = "SELECT id, epoch, offset FROM activity {} WHERE entitlement = {{entitlement:String}} ORDER BY id"
+    stored = [{"id": f"{version}-{number}"} | first for version in (0, 1) for number in range(3)]
+    assert rows_of(client, query.format("FINAL"), entitlement) == stored
+    client.command("OPTIMIZE TABLE activity FINAL")
+    assert rows_of(client, query.format(""), entitlement) == stored
+
+
+def test_a_row_with_an_effect_stays_before_an_earlier_one_without(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """What the level came from is not hidden by an arrival that did nothing."""
+    put(client, activity_row(version=1, offset=9))
+    put(client, activity_row(version=0, offset=7))
+    put(client, activity_row(version=0, offset=8))
+    put(client, activity_row(version=1, offset=10))
+    query = "SELECT version, offset FROM activity FINAL WHERE entitlement = {entitlement:String}"
+    assert rows_of(client, query, entitlement) == [{"version": 1, "offset": 9}]
+
+
+def test_a_restated_row_stays_before_all_others_and_the_latest_of_them(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    put(client, activity_row(version=position_of(2, 0) + 2, offset=7, level=3))
+    put(client, activity_row(version=position_of(1, 2**48 - 1) + 2, offset=7, level=2))
+    # Positions below that of the restated row.
+    put(client, activity_row(version=1, offset=6, level=1))
+    put(client, activity_row(version=0, offset=5, level=0))
+    query = "SELECT offset, level FROM activity FINAL WHERE entitlement = {entitlement:String}"
+    assert rows_of(client, query, entitlement) == [{"offset": 7, "level": 3}]
+    # Restated at the lowest position that there can be.
+    put(client, activity_row(id="lowest", version=2, offset=0, level=1))
+    put(client, activity_row(id="lowest", version=1, epoch=0, offset=0, level=9))
+    assert rows_of(client, query + " AND id = 'lowest'", entitlement) == [{"offset": 0, "level": 1}]
+
+
+def test_a_position_that_is_too_high_to_be_ranked_is_below_all_others(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """From 16,384 epochs on. It must not look like a row of another kind."""
+    query = "SELECT epoch, version FROM activity FINAL WHERE entitlement = {entitlement:String} AND id = 'a'"
+    put(client, activity_row(id="a", version=1, epoch=2**14 - 2))
+    put(client, activity_row(id="a", version=1, epoch=2**14))
+    assert rows_of(client, query, entitlement) == [{"epoch": 2**14 - 2, "version": 1}]
+    put(client, activity_row(id="b", version=1, epoch=2**32 - 1))
+    put(client, activity_row(id="b", version=0, epoch=1))
+    assert rows_of(client, query.replace("'a'", "'b'"), entitlement) == [{"epoch": 2**32 - 1, "version": 1}]
+
+
+def test_of_the_arrivals_of_terms_the_first_is_shown(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    def arrival(offset: int, limit: int, version: int) -> ActivityRow:
+        event = json.dumps({"data": {"elements": {"seats": {"limit": limit}}}}).encode()
+        return activity_row(type="entitlement.changed", offset=offset, version=version, event=event)
+
+    query = "SELECT offset, `limit` FROM terms FINAL WHERE entitlement = {entitlement:String}"
+    put(client, arrival(offset=9, limit=3, version=0))
+    put(client, arrival(offset=8, limit=2, version=0))
+    put(client, arrival(offset=10, limit=4, version=0))
+    assert rows_of(client, query, entitlement) == [{"offset": 8, "limit": 2}]
+    put(client, arrival(offset=12, limit=6, version=1))
+    put(client, arrival(offset=13, limit=7, version=1))
+    assert rows_of(client, query, entitlement) == [{"offset": 12, "limit": 6}]
+    put(client, arrival(offset=12, limit=6, version=position_of(1, 13) + 2))
+    put(client, arrival(offset=11, limit=5, version=1))
+    assert rows_of(client, query, entitlement) == [{"offset": 12, "limit": 6}]
+
+
+@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+def test_an_epoch_counts_although_only_repeats_came_in_it(
+    new_database: Callable[[], str], put: Put, activity_row: ActivityRows
+) -> None:
+    """Their rows make way for those of the first arrivals. What comes next must still have positions of its own."""
+    dsn = new_database()
+    migrate(dsn, "UTC")
+    client = connect(dsn)
+    assert RawLog(client, "entitlement-events").highest_epoch() == 0
+    put(client, activity_row(epoch=2, offset=7))
+    put(client, activity_row(epoch=3, offset=0))
+    client.insert_arrow("progress", progress_table([Progress("entitlement-events", 0, 3, 0, "incarnation-3")]))
+    client.command("OPTIMIZE TABLE activity FINAL")
+    assert client.query("SELECT epoch FROM activity").result_rows == [(2,)]
+    assert RawLog(client, "entitlement-events").highest_epoch() == 3
+    client.close()
 
 
 def test_a_repeat_with_another_time_shows_once_in_the_history(
