@@ -84,7 +84,16 @@ def test_a_client_reads_what_is_stored_and_inserts_arrow(dsn: str, other: Client
     assert other.query_arrow("SELECT 1 AS a").to_pylist() == [{"a": 1}]
     store = Store(dsn)
     assert (
-        store.query("usage", entitlement=entitlement, element="seats", last_day="2026-11-24", days=1, at="2026-11-24 10:00:00")
+        store.query(
+            "usage",
+            entitlement=entitlement,
+            element="seats",
+            last_day="2026-11-24",
+            days=1,
+            at="2026-11-24 10:00:00",
+            everyone=True,
+            customers=[],
+        )
         == []
     )
     store.close()
