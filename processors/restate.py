@@ -330,7 +330,7 @@ def _basis(history: History, standing: Standing, watermark: int) -> int:
     of its own, but a mark and a day row. All that the raw log keeps up to the watermark was seen.
     """
     known = (standing.newest_mark.position, standing.live_position)
-    return max(history.last_position, *(position for position in known if position <= watermark))
+    return max([history.last_position, *(position for position in known if position <= watermark)])
 
 
 @dataclass(slots=True)
