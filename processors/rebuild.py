@@ -24,8 +24,9 @@ from schemas.events import Event
 class Told:
     """What was told of an element before it was rebuilt.
 
-    position: of the last event that a stored day row tells of. state, entered_at, peak: what its alerts have led to, with
-    ms and units. marked_until: the last day that is marked; '' without any.
+    position: of the last event that a stored day row, mark or settlement tells of.
+    state, entered_at, peak: what its alerts have led to, with ms and units.
+    marked_until: the last day that is marked; '' without any.
     """
 
     position: int
@@ -73,7 +74,8 @@ class Rebuilt:
 
     def settled(self, epoch: int) -> Settled:
         """The state is the exact one by the way it was made."""
-        return Settled(entitlement=self.key[0], element=self.key[1], position=position_of(epoch + 1, 0))
+        # Older than anything that can still come.
+        return Settled(entitlement=self.key[0], element=self.key[1], position=position_of(epoch + 1, 0) - 1)
 
 
 def rebuilt_elements(
@@ -119,8 +121,11 @@ def _told(store: RawLogStore, batch: Sequence[Key]) -> dict[Key, Told]:
     found = {}
     for key in batch:
         state = live.get(key, {"state": "within", "entered_at": None, "peak": None})
-        last_marked = max((mark.last_day for mark in standings[key].marks), default="")
-        found[key] = Told(standings[key].live_position, state["state"], state["entered_at"], state["peak"], last_marked)
+        standing = standings[key]
+        last_marked = max((mark.last_day for mark in standing.marks), default="")
+        newest_mark = max((mark.position for mark in standing.marks), default=0)
+        position = max(standing.live_position, standing.settled, newest_mark)
+        found[key] = Told(position, state["state"], state["entered_at"], state["peak"], last_marked)
     return found
 
 

@@ -139,6 +139,7 @@ class Restater:
         self._look_up_repeats(wanted)
         for start, keys in _by_start(wanted):
             for folded in self._folded(keys, start, wanted, watermarks):
+                folded.basis = watermarks.get(folded.partition, folded.history.last_position)
                 writes.add(folded)
                 for correction, differs in self._corrections(folded, now_ms):
                     outgoing.append(correction)
@@ -233,8 +234,8 @@ class Restater:
 
     def _corrections(self, folded: "_Folded", now_ms: int) -> list[tuple[Outgoing, bool]]:
         """What has to be sent about an element, and whether it changes something."""
-        standing, history = folded.work.standing, folded.history
-        live, basis = history.live, history.last_position
+        standing, history, basis = folded.work.standing, folded.history, folded.basis
+        live = history.live
         if live is None:
             return []
         entitlement, element = folded.key
@@ -245,6 +246,9 @@ class Restater:
         if basis < standing.newest_mark.position or not same_moment:
             # Of the latest events some have come as raw rows only, or as day rows only: the next pass sees both.
             return []
+        if not live.holds:
+            # A repeat of a use that was not known any more counted once more, and left no row of its own.
+            live.head.total = live.head.level = standing.live_level
         if live.head.level != standing.live_level:
             # A correction computed from a wrong idea of the live state could make a right level wrong.
             metrics.RESTATE_UNEXPLAINED.inc()
@@ -305,13 +309,18 @@ def _work(standing: Standing, today: DayBounds) -> _Work:
 
 @dataclass
 class _Folded:
-    """An element after its fold. changed: the raw rows whose stored effect is not the exact one, with that."""
+    """An element after its fold.
+
+    changed: the raw rows whose stored effect is not the exact one, with that. basis: the position up to which all events
+    were seen. It is the watermark's, not the last row's: of a repeat that was not known any more there may be no row.
+    """
 
     key: Key
     work: _Work
     partition: int
     history: History
     changed: list["ChangedRow"]
+    basis: int = -1
 
 
 @dataclass(slots=True)
@@ -346,7 +355,7 @@ class _Writes:
     def add(self, folded: _Folded) -> None:
         """Take what the fold of an element says."""
         work, history = folded.work, folded.history
-        basis = history.last_position
+        basis = folded.basis
         self.days += [msgspec.structs.replace(row, position=basis) for row in history.days if work.covers(row.day)]
         for changed in folded.changed:
             changed.basis = basis

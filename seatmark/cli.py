@@ -4,6 +4,7 @@ Commands import what they need when they run: `seatmark usage` must not wait for
 """
 
 import asyncio
+import ipaddress
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, upkeep
+from seatmark import events, reports, tokens, upkeep
 from seatmark.console import configure_logging, progress, say, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from processors.app import WorkerConfig
     from processors.sink import Sink
     from seatmark.embedded import StackPlan
@@ -32,10 +35,12 @@ app = typer.Typer(
 )
 PARTS = "The parts, for production"
 app.command("produce", rich_help_panel="Events in")(events.produce)
+app.command("replay-dead-letters", rich_help_panel="Events in")(events.replay_dead_letters)
 app.command("terms", rich_help_panel="Events in")(events.terms)
 app.add_typer(events.importers, name="import", rich_help_panel="Events in")
 app.command("usage", rich_help_panel="Numbers out")(reports.usage)
 app.command("overdrafts", rich_help_panel="Numbers out")(reports.overdrafts)
+app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
 app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
 app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
 app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
@@ -62,7 +67,7 @@ def main() -> None:
 @app.command(rich_help_panel="Everything on this machine")
 def up(
     data_dir: Annotated[Path, typer.Option(help="where the data lives; made if it is not there")] = Path("seatmark-data"),
-    port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
+    port: Annotated[int, typer.Option(help="port of the web")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
     clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
@@ -84,9 +89,10 @@ async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
         say(
-            f"Seatmark is up. API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
-            f"data: {plan.data_dir}   Ctrl-C stops it."
+            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
+            f"data: {plan.data_dir}"
         )
+        say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only. Ctrl-C stops it.")
         await stack.run(stop)
         say("stopping: storing what the broker still holds ...")
     say("stopped.")
@@ -104,7 +110,7 @@ def run_until_stopped(run: Callable[[asyncio.Event], Any]) -> None:
 
 @app.command("demo", rich_help_panel="Everything on this machine")
 def demo_command(
-    port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
+    port: Annotated[int, typer.Option(help="port of the web")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
     clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
@@ -143,26 +149,25 @@ def sink() -> None:
 
 @app.command(rich_help_panel=PARTS)
 def web() -> None:
-    """Serve the API. It has no sign-in yet: keep it on 127.0.0.1, or behind a proxy that has one."""
-    from views.store import Store
-    from views.web.app import create_app, serve
+    """Serve the pages and the API. Make a token with `seatmark tokens make` to get in."""
+    from views.web.app import serve
 
     settings = _start(metrics_port=0)
-    store = Store(settings.clickhouse_dsn.get_secret_value())
-    run_until_stopped(lambda stop: serve(create_app(store), settings.web_host, settings.web_port, stop))
+    web_app = make_web(settings)
+    run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
 
 
 @app.command(hidden=True)
 def store() -> None:
     """Sink, web and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
     from seatmark.chdb_http import ChdbHttp
-    from views.store import Store, chdb_directory
-    from views.web.app import create_app, serve
+    from views.store import chdb_directory
+    from views.web.app import serve
 
     settings = _start(metrics_port=0)
+    web_app = make_web(settings)
 
     async def both(stop: asyncio.Event) -> None:
-        web_app = create_app(Store(settings.clickhouse_dsn.get_secret_value()))
         web = serve(web_app, settings.web_host, settings.web_port, stop)
         await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
 
@@ -257,6 +262,26 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
     )
+
+
+def make_web(settings: Settings) -> "FastAPI":
+    """The web application. Raises SettingsWrong: without sign-in it must not listen where others can reach it."""
+    from views.store import Store
+    from views.web.app import create_app
+
+    if settings.auth == "off" and not _of_this_machine(settings.web_host):
+        raise SettingsWrong(
+            f"SEATMARK_AUTH=off shows everything to everybody, so SEATMARK_WEB_HOST must be 127.0.0.1, ::1 or localhost, not "
+            f"{settings.web_host!r}: leave SEATMARK_AUTH out, and make a token with `seatmark tokens make`"
+        )
+    return create_app(Store(settings.clickhouse_dsn.get_secret_value()), sign_in=settings.auth == "on")
+
+
+def _of_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def make_sink(settings: Settings, *, alone: bool = False) -> "Sink":

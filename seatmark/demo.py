@@ -183,7 +183,8 @@ async def run(settings: Settings, port: int, broker_port: int, clickhouse_port: 
                 f"{time.monotonic() - started:.0f} s since the start. What the API says of them:\n"
             )
             await asyncio.to_thread(_show, plan.url)
-            say(f"\nAPI: {plan.url}/docs   try: {plan.url}/api/v1/entitlements/{SHOWN[0]}/usage")
+            say(f"\nIn a browser: {plan.url}   that one: {plan.url}/entitlements/{SHOWN[0]}   API: {plan.url}/docs")
+            say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only.")
             if sys.stdin.isatty() and sys.stdout.isatty():
                 say("It keeps serving; Ctrl-C stops it.")
                 await stack.run(stop)
@@ -209,4 +210,4 @@ def _show(url: str) -> None:
     entitlement, element = SHOWN
     print_usage(get(url, f"/api/v1/entitlements/{entitlement}/usage", {"element": element, "days": DAYS}))
     print()
-    print_overdrafts(get(url, "/api/v1/overdrafts", {}))
+    print_overdrafts(get(url, "/api/v1/overdrafts", {"now": True}))

@@ -129,6 +129,7 @@ def _rewrite_effects(log: RawLog, settings: Settings, epoch: int, on_progress: O
         for row in element.changed:
             row.basis = element.newest
         pending.changed += element.changed
+        pending.settled.append(element.settled(epoch))
         pending.flush_if_large()
     pending.flush()
 

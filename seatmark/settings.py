@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -14,6 +14,8 @@ from processors.domain.days import Calendar
 from schemas.errors import Explained
 
 PREFIX = "SEATMARK_"
+
+_SECRETS = ("clickhouse_dsn", "token")
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -77,13 +79,17 @@ class Settings(BaseSettings):
     clickhouse_port: int = Field(
         8123, ge=1, le=65535, description="port of 127.0.0.1 on which an embedded ClickHouse (`chdb:`) answers other programs"
     )
-    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web API")
+    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web")
     timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"
     )
     late_after: Duration = Field(3_600_000, description="an event this much older than its element's newest has no live effect")
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
+    auth: Literal["on", "off"] = Field(
+        "on", description="`on`: the web asks for a token (`seatmark tokens make`); `off`: only with a web host of this machine"
+    )
+    token: SecretStr = Field(SecretStr(""), description="the token with which the command line asks the web")
     metrics_port: int = Field(0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none")
     session_timeout: Duration = Field(10_000, description="a worker or sink not heard of for this long loses its partitions")
     rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
@@ -119,7 +125,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0])
-            shown = "" if name == "clickhouse_dsn" else f" (it is {values.get(name)!r})"
+            shown = "" if name in _SECRETS else f" (it is {values.get(name)!r})"
             problems.append(f"{PREFIX}{name.upper()}: {problem['msg'].removeprefix('Value error, ')}{shown}")
     if problems:
         raise SettingsWrong("\n".join(problems))

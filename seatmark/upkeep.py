@@ -136,7 +136,7 @@ async def restate_until_settled(settings: Settings, entitlement: str) -> Any:
     from processors.restate import Report
 
     total = Report()
-    idle = 0
+    idle, fewest = 0, sys.maxsize
     with progress() as bar:
         task = bar.add_task("restating")
         async with open_restater(settings) as restater:
@@ -150,7 +150,8 @@ async def restate_until_settled(settings: Settings, entitlement: str) -> Any:
                 if not done.elements:
                     return total
                 # A correction goes through worker and sink before the next pass finds nothing to correct.
-                idle = 0 if done.days or done.differing else idle + 1
+                idle = 0 if done.differing or done.elements < fewest else idle + 1
+                fewest = min(fewest, done.elements)
                 if idle > _IDLE_PASSES:
                     raise NotRestated(
                         f"{_count(done.elements, 'element')} could not be settled: events of theirs are not stored yet. Are "

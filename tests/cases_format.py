@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from schemas.events import RESTATE_SOURCE
+
 DIRECTORY = Path(__file__).parent / "cases"
 SOURCE = "/license-servers/eu-1"
 
@@ -52,6 +54,7 @@ class Record:
     """One record of a case. line: which of the case's events it is, from 1.
 
     touches: the elements that it is about; none where it becomes a dead letter. appended_at: ms, None: long after its time.
+    basis: of a correction, the number of the event that it was computed after.
     """
 
     line: int
@@ -61,6 +64,12 @@ class Record:
     document: dict[str, Any]
     touches: tuple[ElementKey, ...]
     result: Result
+    basis: int | None = None
+
+    def value_with(self, basis: int) -> bytes:
+        """The value of a correction, where it is known at which position the event `basis` stands."""
+        document = {**self.document, "data": {**self.document["data"], "basis": basis}}
+        return _compact(document)
 
     @property
     def time(self) -> int:
@@ -95,6 +104,15 @@ class Case:
         return [record for record in self.records if record.result.dead is None]
 
     @property
+    def reported(self) -> list[Record]:
+        """The accepted records that licence servers have sent: all but corrections, which the exact numbers leave out."""
+        return [record for record in self.accepted if record.basis is None]
+
+    def basis_of(self, record: Record) -> Record:
+        """The record that a correction was computed after; of a line that stands for several, the last."""
+        return [other for other in self.accepted if other.line == record.basis][-1]
+
+    @property
     def elements(self) -> list[ElementKey]:
         """Every element that a record touches."""
         return list(dict.fromkeys(element for record in self.accepted for element in record.touches))
@@ -103,7 +121,7 @@ class Case:
         """What the exact numbers must be: those of `then`, with those of `exact` over them; nothing is late or marked there."""
         expected: dict[ElementKey, dict[str, Any]] = {}
         for element in {**self.then, **self.exact}:
-            words = {word: value for word, value in self.then.get(element, {}).items() if word != "marks"}
+            words = {word: value for word, value in self.then.get(element, {}).items() if word not in ("marks", "unsettled")}
             for word, value in self.exact.get(element, {}).items():
                 words[word] = _days_over(words.get(word, {}), value) if word == "days" else value
             if "days" in words:
@@ -162,7 +180,9 @@ _VERBS: dict[str, set[str]] = {
     "seat.denied": _SEAT, "feature.checked_out": _FEATURE_LEASE, "feature.returned": _FEATURE,
     "feature.refreshed": _FEATURE_LEASE, "feature.expired": _FEATURE, "feature.used": _FEATURE, "feature.reset": _FEATURE,
     "feature.denied": _FEATURE, "terms": {"limit", "overdraft", "kind", "name", "lease_policy"}, "snapshot": {"level"},
+    "correction": {"basis", "difference", "part", "parts", "limit", "overdraft", "kind", "name", "lease_policy", "changed"},
 }  # fmt: skip
+_CORRECTED_TERMS = {"limit", "overdraft", "kind", "name", "lease_policy", "customer", "product", "changed"}
 _OF_ALL = {"id", "source", "entitlement", "customer", "product", "user", "host", "credential", "reason"}
 _WITHOUT_SEAT = {"seat.denied", "feature.denied", "feature.used", "feature.reset"}
 
@@ -174,6 +194,8 @@ _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)
 _CLOCK = re.compile(r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _HOLD = re.compile(r"([^*()]+)(?:\*(\d+))?(?:\(lease=([^)]+)\))?")
+_CORRECTED_HOLD = re.compile(r"([^*()]+)\*(\d+)(?:\(changed=([^,)]+)(?:,lease=([^)]+))?\))?")
+_BASIS = re.compile(r"e(\d+)")
 
 
 class _Wrong(Exception):
@@ -237,7 +259,7 @@ _DAY_WORDS: dict[str, Callable[[str], Any]] = {
 _SIMPLE_WORDS: dict[str, Callable[[str], Any]] = {
     "level": _whole, "state": _one_of(*_STATES), "limit": _whole_or_null, "hard_limit": _whole_or_null,
     "customer": _text_or_null, "product": _text_or_null, "name": _text_or_null, "kind": _one_of("pool", "counter"),
-    "peak": _whole_or_null,
+    "peak": _whole_or_null, "unsettled": _true_or_false,
 }  # fmt: skip
 _THEN = {*_SIMPLE_WORDS, "holds", "days", "alerts", "marks", "entered_at"}
 
@@ -329,6 +351,9 @@ class _File:
         for line, item in enumerate(self.sequence(node), start=1):
             if isinstance(item, yaml.ScalarNode):
                 records += self.parsed(item, partial(self.event_line, line=line, entitlement=entitlement))
+                basis = records[-1].basis
+                if basis is not None and basis not in {record.line for record in records if record.touches}:
+                    raise self.fail(item, f"expected as basis one of the events before it, got e{basis}")
             else:
                 records.append(self.special(item, line, entitlement))
         return records
@@ -400,7 +425,10 @@ class _File:
             time = format_instant(parse_instant(first) + number * every) if times > 1 else first
             words = [word.replace("#", str(number + 1)) for word in rest] if times > 1 else rest
             event_id = f"e{line}.{number + 1}" if times > 1 else f"e{line}"
-            document = self.document(verb, words, time, event_id, entitlement)
+            if verb == "correction":
+                document, basis = self.correction(words, time, event_id, entitlement)
+            else:
+                document, basis = self.document(verb, words, time, event_id, entitlement), None
             last = number == times - 1
             # Of a line that stands for many, a level is the one in the end; all else holds for each.
             written_result = ", ".join(part for part in result.strip().split(", ") if last or not part.isdecimal())
@@ -409,7 +437,7 @@ class _File:
             touches = () if written_result.startswith("dead ") else _elements_of(document)
             records.append(
                 Record(line, document["subject"].encode(), _compact(document), appended_at, document, touches,
-                       _result(written_result, touches))
+                       _result(written_result, touches), basis)
             )  # fmt: skip
         return records
 
@@ -474,14 +502,60 @@ class _File:
             data.update(zip(expected, named, strict=True))
         return {"specversion": "1.0", "type": verb, "time": time, **envelope, "data": data}
 
+    def correction(self, words: list[str], time: str, event_id: str, entitlement: str) -> tuple[dict[str, Any], int]:
+        """The correction that a line says, without the position of its basis; and the number of the event that is its basis."""
+        data: dict[str, Any] = {"element": "", "basis": 0, "part": 0, "parts": 1}
+        envelope = {"id": event_id, "source": RESTATE_SOURCE, "subject": entitlement}
+        holds: list[dict[str, Any]] = []
+        terms: dict[str, Any] = {}
+        basis = None
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals or "(" in name:
+                if not data["element"]:
+                    data["element"] = word
+                else:
+                    holds.append(self.corrected_hold(word, time))
+                continue
+            _known(name, _VERBS["correction"] | {"id", "entitlement", "customer", "product"})
+            if name == "id":
+                envelope["id"] = value
+            elif name == "entitlement":
+                envelope["subject"] = f"{entitlement}/{value}"
+            elif name == "basis":
+                basis = _matched(_BASIS, value, "expected an event such as e3, which is the third of the case")
+            elif name == "changed":
+                terms["changed_at"] = self.lease(value)
+            elif name in _CORRECTED_TERMS:
+                terms[name] = _whole_or_null(value) if name == "limit" else _overdraft(value) if name == "overdraft" else value
+            else:
+                data[name] = int(value)
+        if basis is None or not data["element"]:
+            raise _Wrong("expected an element and basis= after correction")
+        if holds:
+            data["holds"] = holds
+        if terms:
+            data["terms"] = {"changed_at": time, **terms}
+        return {"specversion": "1.0", "type": "entitlement.snapshot", "time": time, **envelope, "data": data}, int(basis[1])
+
+    def corrected_hold(self, word: str, time: str) -> dict[str, Any]:
+        match = _matched(_CORRECTED_HOLD, word, "expected a hold such as w1*3 or w1*3(changed=09:00,lease=10:00)")
+        seat, quantity, changed_at, lease = match.groups()
+        hold = {
+            "seat_id": seat,
+            "quantity": int(quantity),
+            "changed_at": time if changed_at is None else self.lease(changed_at),
+        }
+        if lease is not None:
+            hold["lease_expires_at"] = self.lease(lease)
+        return hold
+
     def lease(self, text: str) -> str:
         """A lease end: a time of the file's date, or `YYYY-MM-DD/HH:MM`."""
         return self.take_time(text.split("/"))
 
     def snapshot_hold(self, word: str) -> dict[str, Any]:
-        match = _HOLD.fullmatch(word)
-        if match is None:
-            raise _Wrong(f"expected a hold such as w1, w1*3 or w1*3(lease=10:00), got {word!r}")
+        match = _matched(_HOLD, word, "expected a hold such as w1, w1*3 or w1*3(lease=10:00)")
         seat, quantity, lease = match.groups()
         hold: dict[str, Any] = {"seat_id": seat, "quantity": 1 if quantity is None else int(quantity)}
         if lease is not None:
@@ -614,8 +688,14 @@ def _sections() -> list[str]:
 
 
 def _in_order(case: Case) -> bool:
-    accepted = case.accepted
-    return exact_order(accepted) == accepted
+    return exact_order(case.reported) == case.accepted
+
+
+def _matched(pattern: re.Pattern[str], text: str, expected: str) -> re.Match[str]:
+    match = pattern.fullmatch(text)
+    if match is None:
+        raise _Wrong(f"{expected}, got {text!r}")
+    return match
 
 
 def _compact(document: dict[str, Any]) -> bytes:

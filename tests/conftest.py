@@ -11,6 +11,8 @@ pytest_plugins = ["tests.fixtures_brokers", "tests.fixtures_stores"]
 # In CI the same examples each time, so that a change fails for what it changed; elsewhere new ones, which find more.
 settings.register_profile("ci", derandomize=True)
 settings.register_profile("here", print_blob=True)
+# pytest --hypothesis-profile=long: for hours, where a test leaves the number of its examples to the profile.
+settings.register_profile("long", max_examples=20_000, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 

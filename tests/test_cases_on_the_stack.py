@@ -1,6 +1,7 @@
 """The golden cases of tests/cases through the whole stack: Kafka, a worker, a sink, ClickHouse and its views.
 
-All run at once. Each case is an entitlement of its own; those of one time zone and SEATMARK_LATE_AFTER share a deployment.
+No restatement runs beside them: what is stored stays live. All run at once. Each case is an entitlement of its own; those of
+one time zone and SEATMARK_LATE_AFTER share a deployment.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from clickhouse_connect.driver.client import Client
 
 from processors.agents import Topics
+from processors.domain.ledger import position_of
 from processors.sink import Sink
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import wait_until_stored
@@ -38,7 +40,7 @@ from tests.cases_compare import (
 from tests.cases_format import Case, Record, parse_instant
 from tests.worker_process import running_worker, settings_of
 from views.migrate import migrate
-from views.store import connect
+from views.store import chdb_dsn, connect
 
 pytestmark = pytest.mark.kafka
 
@@ -91,7 +93,7 @@ class Deployment:
         self.cases = cases
         self.prefix = f"cases-{uuid.uuid4().hex[:8]}-"
         self.topics = Topics(self.prefix)
-        self.dsn = f"chdb://{clickhouse.path}?database=cases_{uuid.uuid4().hex}"
+        self.dsn = f"{chdb_dsn(clickhouse.directory)}?database=cases_{uuid.uuid4().hex}"
         self.log = logs / f"{self.prefix}worker.log"
         # Where each record came to stand: (partition, offset).
         self.places: dict[Record, tuple[int, int]] = {}
@@ -134,15 +136,21 @@ class Deployment:
         try:
             turns = zip_longest(*(case.records for case in self.cases))
             records = [record for turn in turns for record in turn if record is not None]
-            futures = [
-                await producer.send(
-                    self.topics.events, key=record.key, value=record.value, headers=[("line", b"%d" % record.line)]
+            basis_of = {
+                record: case.basis_of(record) for case in self.cases for record in case.records if record.basis is not None
+            }
+            sent: dict[Record, asyncio.Future[Any]] = {}
+            for record in records:
+                value = record.value
+                if record.basis is not None:
+                    basis = await sent[basis_of[record]]
+                    value = record.value_with(position_of(1, basis.offset))
+                sent[record] = await producer.send(
+                    self.topics.events, key=record.key, value=value, headers=[("line", b"%d" % record.line)]
                 )
-                for record in records
-            ]
             await producer.flush()
             ends: dict[int, int] = {}
-            for record, metadata in zip(records, await asyncio.gather(*futures), strict=True):
+            for record, metadata in zip(sent, await asyncio.gather(*sent.values()), strict=True):
                 self.places[record] = metadata.partition, metadata.offset
                 ends[metadata.partition] = max(ends.get(metadata.partition, 0), metadata.offset + 1)
             return ends
@@ -235,8 +243,11 @@ class Stored:
                 (*_key(row), str(row["day"])): row for row in _rows(client, "SELECT * FROM days FINAL WHERE NOT restated")
             }
             self.marks: dict[Any, set[str]] = defaultdict(set)
+            self.newest_mark: dict[Any, tuple[int, int]] = defaultdict(lambda: (0, 0))
             for row in _rows(client, "SELECT * FROM marks FINAL"):
                 self.marks[_key(row)] |= set(days_between(str(row["first_day"]), str(row["last_day"])))
+                self.newest_mark[_key(row)] = max(self.newest_mark[_key(row)], (row["position"], row["since"]))
+            self.settled = {_key(row): row["position"] for row in _rows(client, "SELECT * FROM settled FINAL")}
             self.alerts: dict[Any, dict[str, dict[str, Any]]] = defaultdict(dict)
             for row in _rows(client, "SELECT * FROM alerts FINAL"):
                 self.alerts[_key(row)][row["id"]] = _alert(row)
@@ -253,10 +264,12 @@ class Stored:
     def words(self, case: Case, element: tuple[str, str]) -> dict[str, Any]:
         """One element in the words of `then`."""
         live = self.live[element]
+        marked_at, since = self.newest_mark[element]
         names = ("level", "state", "limit", "hard_limit", "customer", "product", "name", "kind", "entered_at", "peak")
         return {
             **{name: live[name] for name in names},
             "marks": sorted(self.marks[element]),
+            "unsettled": since > 0 and marked_at > self.settled.get(element, 0),
             "days": {day: self.day(case, element, day) for day in days_of(case, element)},
         }
 

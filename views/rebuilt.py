@@ -22,10 +22,11 @@ _COMPARED = {
     "alerts": ("entitlement, element, id", "type, from_state, to_state, level, at"),
 }
 
+# Compared as text: of two tuples with a NULL in them ClickHouse does not say that they are equal.
 _COMPARE = """
 SELECT
-    countIf(now.is_there AND anew.is_there AND now.value = anew.value),
-    countIf(now.is_there AND anew.is_there AND now.value != anew.value),
+    countIf(now.is_there AND anew.is_there AND toString(now.value) = toString(anew.value)),
+    countIf(now.is_there AND anew.is_there AND toString(now.value) != toString(anew.value)),
     countIf(NOT now.is_there),
     countIf(NOT anew.is_there)
 FROM (SELECT ({key}) AS key, ({value}) AS value, true AS is_there FROM {table} FINAL) AS now

@@ -6,7 +6,8 @@ has a meaning of its own there (such as #, ? and @) is written as %23, %3F and %
 """
 
 import os
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -21,8 +22,16 @@ _QUERIES = Path(__file__).parent / "queries"
 
 # ClickHouse's numbers of errors: UNKNOWN_TABLE, UNKNOWN_DATABASE.
 _NOT_MIGRATED = {60, 81}
+# TIMEOUT_EXCEEDED, TOO_SLOW, MEMORY_LIMIT_EXCEEDED.
+_TOO_MUCH = {159, 160, 241}
 # UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED.
 _REFUSED = {192, 193, 194, 497, 516}
+# Seconds that one query may take: somebody waits for it.
+_QUERY_SETTINGS = {"max_execution_time": 30}
+
+
+class QueryTooLarge(Explained):
+    """ClickHouse gave a query up: it took too long, or too much memory."""
 
 
 class StoreUnavailable(Explained):
@@ -70,15 +79,16 @@ def connect(dsn: str) -> Client:
 
 
 class Store:
-    """Runs the named queries. Safe to share between threads: each gets a client of its own."""
+    """Runs the named queries. Safe to share between threads: a client is used by one of them at a time.
+
+    It has as many clients as queries ran at once, and keeps them.
+    """
 
     def __init__(self, dsn: str) -> None:
         """Nothing is opened before the first query."""
         self._dsn = dsn
         self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
-        self._of_this_thread = threading.local()
-        self._clients: list[Client] = []
-        self._opening = threading.Lock()
+        self._idle: list[Client] = []
 
     @property
     def address(self) -> str:
@@ -91,30 +101,33 @@ class Store:
         name: a file of views/queries without `.sql`.
         parameters: for each `{parameter:Type}` in it; bound by ClickHouse, never pasted into the text.
         Raises StoreUnavailable: ClickHouse does not answer, or has no tables yet.
+        Raises QueryTooLarge: it took longer than 30 seconds, or too much memory.
         Raises KeyError: no such query.
         """
         text = self._queries[name]
-        client = self._client()
-        try:
-            return list(client.query(text, parameters=parameters).named_results())
-        except DatabaseError as error:
-            raise explained(self._dsn, error) from error
+        with self._client() as client:
+            try:
+                return list(client.query(text, parameters=parameters, settings=_QUERY_SETTINGS).named_results())
+            except DatabaseError as error:
+                raise explained(self._dsn, error) from error
 
     def close(self) -> None:
-        """Close the clients of all threads. An embedded store can then be opened by another process."""
-        with self._opening:
-            while self._clients:
-                self._clients.pop().close()
-            self._of_this_thread = threading.local()
+        """Close the clients; no query may be running. An embedded store can then be opened by another process."""
+        while self._idle:
+            self._idle.pop().close()
 
-    def _client(self) -> Client:
-        client: Client | None = getattr(self._of_this_thread, "client", None)
-        if client is None:
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        """A client that nobody else uses meanwhile."""
+        # Taking from and appending to a list's end are one step each, whatever other threads do.
+        try:
+            client = self._idle.pop()
+        except IndexError:
             client = connect(self._dsn)
-            with self._opening:
-                self._clients.append(client)
-            self._of_this_thread.client = client
-        return client
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
 
 def address_of(dsn: str) -> str:
@@ -135,6 +148,8 @@ def explained(dsn: str, error: DatabaseError) -> Exception:
         )
     if error.code in _NOT_MIGRATED:
         return StoreUnavailable(f"ClickHouse at {address} lacks Seatmark's tables: run the migrations")
+    if error.code in _TOO_MUCH:
+        return QueryTooLarge("that is too much to answer at once: ask for fewer days, or for one entitlement")
     if isinstance(error, ProgrammingError) and dsn.startswith("chdb:"):
         return StoreUnavailable(
             f"cannot open the embedded ClickHouse at {address}: another process has it open, or its directory cannot "

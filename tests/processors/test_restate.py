@@ -390,3 +390,32 @@ def test_corrections_under_load_never_make_a_right_level_wrong(stack: Miniature)
 
 def live_seats(stack: Miniature, subject: str, element: str) -> set[str]:
     return {seat for seat, hold in stack.ledger.elements[subject, element].holds.items() if hold.quantity}
+
+
+def test_a_log_that_is_sent_again_is_settled_too(stack: Miniature) -> None:
+    """Of its late repeats no row is left beside the first arrivals, but their marks are."""
+    documents = own([limited("20T00:00", 1), activated("a", "20T09:00"), *(activated(f"s{n}", "20T10:00") for n in range(200)),
+                     deactivated("a", "20T17:00"), activated("b", "24T09:00")])  # fmt: skip
+    subject = documents[0]["subject"]
+    stack.arrive(documents)
+    stack.settle()
+    before = days(stack, subject)
+    stack.arrive(documents)
+    stack.work()
+    stack.sink()
+    assert days(stack, subject)["2026-03-20"]["state"] == "provisional"
+    stack.settle()
+    assert days(stack, subject) == before
+    assert stack.ledger.elements[subject, "seats"].head.unsettled_since == 0
+
+
+def test_a_use_that_was_counted_twice_is_taken_back(stack: Miniature) -> None:
+    """Its id was forgotten, and its repeat left no row of its own."""
+    documents = own([used("24T09:00", id="once", quantity=7), *(used("24T09:30") for _ in range(11_000))])
+    subject = documents[0]["subject"]
+    stack.arrive([*documents, documents[0]])
+    stack.work()
+    assert stack.ledger.elements[subject, "count"].head.total == 11_014
+    stack.settle()
+    assert stack.ledger.elements[subject, "count"].head.total == 11_007
+    assert days(stack, subject, "count")["2026-03-24"]["closing"] == 11_007

@@ -1,5 +1,6 @@
 """The embedded stack as a user meets it: `seatmark up` and the commands, as processes of their own."""
 
+import asyncio
 import csv
 import io
 import json
@@ -20,8 +21,10 @@ import orjson
 import psutil
 import pyarrow as pa
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
+from seatmark.produce import worker_applied
 
 pytestmark = pytest.mark.stack
 
@@ -174,6 +177,63 @@ def test_a_flexnet_log_and_terms_become_the_days_worked_out_by_hand(stack: Runni
     assert "2025-04-06" in table
     as_csv = stack.run("usage", "acme-1", "--to", "2025-04-06", "--days", "4", "--format", "csv").stdout.decode()
     assert [row["max"] for row in csv.DictReader(io.StringIO(as_csv))] == ["0", "2", "1", "3"]
+
+
+def test_files_of_a_rotated_log_become_the_days_of_the_whole_log(stack: RunningStack, tmp_path: Path) -> None:
+    older, newer = FLEXNET_LOG.split(" 0:30:00 (lmgrd)")
+    (tmp_path / "acmed.log.1").write_text(older)
+    (tmp_path / "acmed.log").write_text(" 0:30:00 (lmgrd)" + newer)
+    files = [str(tmp_path / "acmed.log"), str(tmp_path / "acmed.log.1")]
+    done = stack.run("import", "flexnet", *files, "--entitlement", "acme-6", "--customer", "acme")
+    assert done.returncode == 0, done.stderr.decode()
+    assert "read in the order of their first lines" in done.stderr.decode()
+    days = columns(stack.usage("acme-6", "--to", "2025-04-06", "--days", "4"))
+    assert days == [(*day[:5], None, None, *day[7:]) for day in EXPECTED]
+
+
+def test_terms_tell_what_came_of_them(stack: RunningStack) -> None:
+    def told(limit: int, at: str) -> str:
+        done = stack.run("terms", "acme-7", "--element", "seats", "--limit", str(limit), "--at", at)
+        assert done.returncode == 0
+        return done.stderr.decode()
+
+    assert told(10, "2026-02-28T00:00:00Z").endswith(": in force\n")
+    # Older than those in force.
+    assert "not in force. In force are limit 10" in told(9, "2026-02-01T00:00:00Z")
+    # Of the same time as those in force, and given later; then the first ones once more, which count once.
+    assert told(12, "2026-02-28T00:00:00Z").endswith(": in force\n")
+    assert "not in force. In force are limit 12" in told(10, "2026-02-28T00:00:00Z")
+
+
+def test_dead_letters_are_sent_again_and_applied(stack: RunningStack) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-8",
+             "time": "2026-01-05T10:00:00Z", "data": {"seat_id": "s"}}  # fmt: skip
+    bad = orjson.dumps({**event, "id": "2", "data": {}})
+    brokers = stack.environment["SEATMARK_BROKERS"]
+
+    async def dead_letter() -> None:
+        """Two records that the worker refuses."""
+        producer = AIOKafkaProducer(bootstrap_servers=brokers)
+        await producer.start()
+        try:
+            placed = [
+                await producer.send_and_wait("entitlement-events", value, key=key, partition=0)
+                for key, value in ((b"acme", orjson.dumps(event)), (b"acme-8", bad))
+            ]
+        finally:
+            await producer.stop()
+        await worker_applied({0: placed[-1].offset + 1}, brokers=brokers, prefix="", seconds=60)
+
+    asyncio.run(dead_letter())
+    # A second time it is a repeat.
+    for _ in range(2):
+        sent = stack.run("replay-dead-letters", "--reason", "key_mismatch", "--reason", "invalid_data")
+        assert sent.returncode == 1
+        assert "sent 1 of the letters with key_mismatch, invalid_data; 1 are still no valid events" in sent.stderr.decode()
+        assert "Still no valid events: 1" in sent.stdout.decode()
+        assert "seat_id" in sent.stdout.decode()
+    [day] = stack.usage("acme-8", "--to", "2026-01-05", "--days", "1")
+    assert (day["max"], day["activations"]) == (1, 1)
 
 
 def test_a_worker_killed_in_the_middle_of_an_import_changes_nothing(stack: RunningStack, log: Path) -> None:

@@ -16,6 +16,8 @@ from schemas.days import DayRow
 from seatmark.chdb_http import ChdbHttp
 from views.store import Store, StoreUnavailable, address_of, chdb_directory, chdb_dsn, connect
 
+# What a reader of everything gives each query.
+ALL: dict[str, Any] = {"everyone": True, "customers": []}
 AT = "2026-11-24 10:00:00.000"
 
 
@@ -34,10 +36,10 @@ def test_parameters_are_data(
 ) -> None:
     odd = entitlement + text
     put(client, day_row("2026-11-20", entitlement=odd, element=text, closing=1))
-    assert [row["element"] for row in store.query("entitlement", entitlement=odd)] == [text]
-    days = store.query("usage", entitlement=odd, element=text, last_day="2026-11-21", days=2, at=AT)
+    assert [row["element"] for row in store.query("entitlement", entitlement=odd, **ALL)] == [text]
+    days = store.query("usage", entitlement=odd, element=text, last_day="2026-11-21", days=2, at=AT, **ALL)
     assert [day["closing"] for day in days] == [1, 1]
-    assert store.query("entitlement", entitlement=text + "'") == []
+    assert store.query("entitlement", entitlement=text + "'", **ALL) == []
 
 
 def test_threads_do_not_disturb_each_other(
@@ -47,7 +49,7 @@ def test_threads_do_not_disturb_each_other(
     answers: dict[int, list[int]] = {}
 
     def ask(n: int) -> None:
-        answers[n] = [store.query("entitlement", entitlement=f"{entitlement}{n}")[0]["level"] for _ in range(10)]
+        answers[n] = [store.query("entitlement", entitlement=f"{entitlement}{n}", **ALL)[0]["level"] for _ in range(10)]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -70,7 +72,7 @@ def test_unknown_queries_are_told_from_failures(store: Store) -> None:
 
 def test_errors_that_are_ours_stay_what_they_are(store: Store) -> None:
     with pytest.raises(DatabaseError):
-        store.query("usage", entitlement="e", element="seats", last_day="not a date", days=1, at=AT)
+        store.query("usage", entitlement="e", element="seats", last_day="not a date", days=1, at=AT, **ALL)
 
 
 def test_a_database_without_tables(new_database: Callable[[], str]) -> None:
