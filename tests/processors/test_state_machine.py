@@ -94,11 +94,11 @@ class SeatmarkMachine(RuleBasedStateMachine):
 
     def recover(self, *, compacted: bool = False) -> None:
         """A worker starts, with the state that the changelog holds."""
-        states = PartitionStates(self.calendar, self.late_after, INCARNATION)
+        states = PartitionStates(self.calendar, self.late_after, INCARNATION, partitions=1)
         records = list(dict(self.changelog).items()) if compacted else self.changelog
         states.restore(0, [StateRecordOf(record) for record in records])
         states.restored()
-        assert states.resume_offset(0) == (self.applied if self.changelog else None)
+        assert states.resume_offset(0, None) == (self.applied if self.changelog else None)
         self.state = states.of(0)
         self.state.begin(INCARNATION)
 
