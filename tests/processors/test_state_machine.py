@@ -5,6 +5,7 @@ alerts are kept in lists. Longer: `pytest tests/processors/test_state_machine.py
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -42,10 +43,23 @@ seats = st.sampled_from(["a", "b", "c"])
 pools = st.sampled_from(["seats", "render"])
 quantities = st.integers(1, 3)
 leases = st.sampled_from([None, MINUTE, HOUR, 5 * HOUR])
-# How an event gets to the log: at once, some time later, or with a sender's clock that is behind.
-delays = st.sampled_from(["now", "now", "now", "now", "held back"])
-behind = st.sampled_from([0, 0, 0, 0, 0, 1, 30 * MINUTE, HOUR, 3 * HOUR, DAY + HOUR, 3 * DAY])
 
+
+@dataclass(frozen=True)
+class Way:
+    """How an event comes about: so long after the one before, by a clock that is so far behind; and where it gets to."""
+
+    after: int
+    behind: int
+    to: str
+
+
+ways = st.builds(
+    Way,
+    after=st.sampled_from([0, 1, MINUTE, 10 * MINUTE, HOUR, 7 * HOUR]),
+    behind=st.sampled_from([0, 0, 0, 0, 1, 30 * MINUTE, HOUR, 3 * HOUR, DAY + HOUR, 3 * DAY]),
+    to=st.sampled_from(["worker", "worker", "worker", "topic", "network"]),
+)
 
 # Half as many runs for each zone as hypothesis would make by itself: some 20 seconds in all.
 SETTINGS = settings(
@@ -104,19 +118,22 @@ class SeatmarkMachine(RuleBasedStateMachine):
 
     # --- What licence servers send.
 
-    def send(self, kind: str, data: dict[str, Any], way: str, behind: int, lease: int | None = None) -> None:
+    def send(self, kind: str, data: dict[str, Any], way: Way, lease: int | None = None) -> None:
         self.events += 1
-        time = self.now - behind
+        self.now += way.after
+        time = self.now - way.behind
         if lease is not None:
             data["lease_expires_at"] = format_time(time + lease)
         document = {
             "specversion": "1.0", "id": str(self.events), "source": "/s", "type": kind, "subject": "e",
             "time": format_time(time), "data": data,
         }  # fmt: skip
-        if way == "held back":
+        if way.to == "network":
             self.held_back.append(document)
-        else:
-            self.arrive(document)
+            return
+        self.arrive(document)
+        if way.to == "worker":
+            self.fold_all()
 
     def arrive(self, document: dict[str, Any]) -> None:
         self.sent[len(self.log)] = document
@@ -125,48 +142,48 @@ class SeatmarkMachine(RuleBasedStateMachine):
     def append(self, value: bytes) -> None:
         self.log.append(Record("t", 0, len(self.log), b"e", value))
 
-    @rule(seat=seats, lease=leases, way=delays, behind=behind)
-    def activate(self, seat: str, lease: int | None, way: str, behind: int) -> None:
-        self.send("seat.activated", {"seat_id": seat, "customer": f"c{len(self.log) % 2}"}, way, behind, lease)
+    @rule(seat=seats, lease=leases, way=ways)
+    def activate(self, seat: str, lease: int | None, way: Way) -> None:
+        self.send("seat.activated", {"seat_id": seat, "customer": f"c{len(self.log) % 2}"}, way, lease)
 
-    @rule(pool=pools, seat=seats, lease=leases, way=delays, behind=behind, quantity=quantities)
-    def refresh(self, pool: str, seat: str, lease: int | None, way: str, behind: int, quantity: int) -> None:
+    @rule(pool=pools, seat=seats, lease=leases, way=ways, quantity=quantities)
+    def refresh(self, pool: str, seat: str, lease: int | None, way: Way, quantity: int) -> None:
         if pool == "seats":
-            self.send("seat.refreshed", {"seat_id": seat}, way, behind, lease)
+            self.send("seat.refreshed", {"seat_id": seat}, way, lease)
         else:
-            self.send("feature.refreshed", {"element": pool, "seat_id": seat, "quantity": quantity}, way, behind, lease)
+            self.send("feature.refreshed", {"element": pool, "seat_id": seat, "quantity": quantity}, way, lease)
 
-    @rule(seat=seats, way=delays, behind=behind)
-    def deactivate(self, seat: str, way: str, behind: int) -> None:
-        self.send("seat.deactivated", {"seat_id": seat}, way, behind)
+    @rule(seat=seats, way=ways)
+    def deactivate(self, seat: str, way: Way) -> None:
+        self.send("seat.deactivated", {"seat_id": seat}, way)
 
-    @rule(pool=pools, seat=seats, lease=leases, way=delays, behind=behind, quantity=quantities)
-    def check_out(self, pool: str, seat: str, lease: int | None, way: str, behind: int, quantity: int) -> None:
-        self.send("feature.checked_out", {"element": pool, "seat_id": seat, "quantity": quantity}, way, behind, lease)
+    @rule(pool=pools, seat=seats, lease=leases, way=ways, quantity=quantities)
+    def check_out(self, pool: str, seat: str, lease: int | None, way: Way, quantity: int) -> None:
+        self.send("feature.checked_out", {"element": pool, "seat_id": seat, "quantity": quantity}, way, lease)
 
-    @rule(pool=pools, seat=seats, way=delays, behind=behind, quantity=st.one_of(st.none(), quantities))
-    def give_back(self, pool: str, seat: str, way: str, behind: int, quantity: int | None) -> None:
+    @rule(pool=pools, seat=seats, way=ways, quantity=st.one_of(st.none(), quantities))
+    def give_back(self, pool: str, seat: str, way: Way, quantity: int | None) -> None:
         data = {"element": pool, "seat_id": seat} | ({} if quantity is None else {"quantity": quantity})
-        self.send("feature.returned", data, way, behind)
+        self.send("feature.returned", data, way)
 
-    @rule(pool=pools, seat=seats, way=delays, behind=behind)
-    def expire(self, pool: str, seat: str, way: str, behind: int) -> None:
+    @rule(pool=pools, seat=seats, way=ways)
+    def expire(self, pool: str, seat: str, way: Way) -> None:
         if pool == "seats":
-            self.send("seat.expired", {"seat_id": seat}, way, behind)
+            self.send("seat.expired", {"seat_id": seat}, way)
         else:
-            self.send("feature.expired", {"element": pool, "seat_id": seat}, way, behind)
+            self.send("feature.expired", {"element": pool, "seat_id": seat}, way)
 
-    @rule(seat=seats, way=delays, behind=behind)
-    def deny(self, seat: str, way: str, behind: int) -> None:
-        self.send("seat.denied", {"seat_id": seat}, way, behind)
+    @rule(seat=seats, way=ways)
+    def deny(self, seat: str, way: Way) -> None:
+        self.send("seat.denied", {"seat_id": seat}, way)
 
-    @rule(quantity=quantities, way=delays, behind=behind)
-    def use(self, quantity: int, way: str, behind: int) -> None:
-        self.send("feature.used", {"element": "calls", "quantity": quantity}, way, behind)
+    @rule(quantity=quantities, way=ways)
+    def use(self, quantity: int, way: Way) -> None:
+        self.send("feature.used", {"element": "calls", "quantity": quantity}, way)
 
-    @rule(way=delays, behind=behind)
-    def reset(self, way: str, behind: int) -> None:
-        self.send("feature.reset", {"element": "calls"}, way, behind)
+    @rule(way=ways)
+    def reset(self, way: Way) -> None:
+        self.send("feature.reset", {"element": "calls"}, way)
 
     @rule(
         elements=st.dictionaries(
@@ -174,20 +191,19 @@ class SeatmarkMachine(RuleBasedStateMachine):
             st.fixed_dictionaries({"limit": st.one_of(st.none(), st.integers(0, 3)), "overdraft": overdrafts}),
             min_size=1,
         ),
-        way=delays,
-        behind=behind,
+        way=ways,
     )
-    def change_terms(self, elements: dict[str, Any], way: str, behind: int) -> None:
-        self.send("entitlement.changed", {"elements": elements, "product": f"p{len(self.log) % 2}"}, way, behind)
+    def change_terms(self, elements: dict[str, Any], way: Way) -> None:
+        self.send("entitlement.changed", {"elements": elements, "product": f"p{len(self.log) % 2}"}, way)
 
-    @rule(pool=pools, holds=st.dictionaries(seats, st.integers(0, 3)), way=delays, behind=behind)
-    def snapshot(self, pool: str, holds: dict[str, int], way: str, behind: int) -> None:
+    @rule(pool=pools, holds=st.dictionaries(seats, st.integers(0, 3)), way=ways)
+    def snapshot(self, pool: str, holds: dict[str, int], way: Way) -> None:
         named = [{"seat_id": seat, "quantity": quantity} for seat, quantity in holds.items()]
-        self.send("entitlement.snapshot", {"element": pool, "holds": named}, way, behind)
+        self.send("entitlement.snapshot", {"element": pool, "holds": named}, way)
 
-    @rule(level=st.integers(0, 5), way=delays, behind=behind)
-    def snapshot_of_a_counter(self, level: int, way: str, behind: int) -> None:
-        self.send("entitlement.snapshot", {"element": "calls", "level": level}, way, behind)
+    @rule(level=st.integers(0, 5), way=ways)
+    def snapshot_of_a_counter(self, level: int, way: Way) -> None:
+        self.send("entitlement.snapshot", {"element": "calls", "level": level}, way)
 
     # --- What the network does.
 
@@ -206,13 +222,10 @@ class SeatmarkMachine(RuleBasedStateMachine):
             document["data"] = {name: value for name, value in document["data"].items() if name != "lease_expires_at"}
         self.arrive(document)
 
-    @rule(by=st.sampled_from([1, MINUTE, 10 * MINUTE, HOUR, 7 * HOUR, DAY]))
-    def let_time_pass(self, by: int) -> None:
-        self.now += by
-
-    @rule()
-    def wait_for_midnight(self) -> None:
-        self.now = self.calendar.day_of(self.now).end
+    @rule(days=st.integers(1, 3))
+    def wait_for_midnight(self, days: int) -> None:
+        for _ in range(days):
+            self.now = self.calendar.day_of(self.now).end
 
     # --- What the worker does.
 
@@ -248,6 +261,10 @@ class SeatmarkMachine(RuleBasedStateMachine):
         assert (out.activity, out.alerts, out.dead_letters) == ([], [], [])
         assert self.take().heads == []
         assert self.state_records() == before
+
+    def fold_all(self) -> None:
+        while self.applied < len(self.log):
+            self.fold(5)
 
     def fold(self, records: int, *, write_state: bool = True) -> Any:
         chunk = self.log[self.applied : self.applied + records]
@@ -287,9 +304,27 @@ class SeatmarkMachine(RuleBasedStateMachine):
 
     # --- What the restater does.
 
-    @rule()
-    def restate(self) -> None:
+    @rule(at_once=st.booleans())
+    def restate(self, at_once: bool) -> None:
         """Corrections, from what is applied by now; by the time that they are, more may be."""
+        self.correct()
+        if at_once:
+            self.fold_all()
+
+    @precondition(lambda self: self.held_back)
+    @rule(data=st.data())
+    def restate_while_an_event_arrives(self, data: st.DataObject) -> None:
+        """It comes after the correction's basis and before the correction."""
+        start = len(self.log)
+        self.correct()
+        corrections = self.log[start:]
+        del self.log[start:]
+        self.deliver(data)
+        for record in corrections:
+            self.append(record.value)
+        self.fold_all()
+
+    def correct(self) -> None:
         for key, element in self.ledger.elements.items():
             if not self.rows[key] or not element.head.unsettled_since:
                 continue
@@ -386,9 +421,8 @@ class SeatmarkMachine(RuleBasedStateMachine):
         for document in self.held_back:
             self.arrive(document)
         for _ in range(4):
-            while self.applied < len(self.log):
-                self.fold(5)
-            self.restate()
+            self.fold_all()
+            self.correct()
         assert self.applied == len(self.log), "still something to correct"
         exact = self.model_of_applied(exact=True)
         assert set(exact) == set(self.ledger.elements)
