@@ -8,7 +8,7 @@ demo: .venv/installed  ## 30 days of a made-up vendor through the whole stack on
 	@$(BIN)/seatmark demo
 
 test: .venv/installed  ## all tests; those that need a real Kafka need Java 17 and mvn, and are skipped without
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/installed  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
