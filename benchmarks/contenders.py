@@ -42,6 +42,7 @@ async def worker(brokers: str, partitions: int, events: int) -> float:
     await running.app.start()
     rate = await _events_per_second(lambda: _applied(running.states, partitions), events)
     await running.app.stop()
+    await running.watch.close()
     return rate
 
 
@@ -49,7 +50,7 @@ async def bare(brokers: str, partitions: int, events: int) -> float:
     """The same chunks, read by a plain loop."""
     relax_garbage_collection()
     incarnation = await topic_incarnation(brokers, INPUT.events)
-    states = PartitionStates(Calendar("UTC"), LATE_AFTER_MS, incarnation)
+    states = PartitionStates(Calendar("UTC"), LATE_AFTER_MS, incarnation, partitions)
     consumer = AIOKafkaConsumer(bootstrap_servers=brokers, fetch_max_wait_ms=20, max_partition_fetch_bytes=4 * 1024 * 1024)
     await consumer.start()
     places = [TopicPartition(INPUT.events, partition) for partition in range(partitions)]
@@ -84,7 +85,7 @@ async def idiomatic(brokers: str, partitions: int, events: int) -> float:
         app.topic(f"idio-{name}", key_type=bytes, value_type=bytes, value_serializer="raw", key_serializer="raw")
         for name in ("entitlement-activity", "entitlement-days", "overdraft-alerts")
     )
-    states = PartitionStates(Calendar("UTC"), LATE_AFTER_MS, "idiomatic")
+    states = PartitionStates(Calendar("UTC"), LATE_AFTER_MS, "idiomatic", partitions)
     done = 0
 
     async def entitlements(stream: Any) -> None:

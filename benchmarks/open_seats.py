@@ -50,7 +50,7 @@ _NOW = 1_800_000_000_000
 
 
 def _with_open_seats(seats: int) -> PartitionState:
-    state = PartitionStates(Calendar("UTC"), 3_600_000, "bench").of(0)
+    state = PartitionStates(Calendar("UTC"), 3_600_000, "bench", partitions=1).of(0)
     state.begin("bench")
     fold_chunk(state, [_seat(offset, "seat.activated", offset) for offset in range(seats)], _NOW)
     state.ledger.take_changes()

@@ -5,6 +5,7 @@ lmgrd and its vendor daemons write a line per checkout, check-in and denial, wit
     11:02:14 (adskflex) OUT: "64300ACD_F" ann@wks-12  (2 licenses)
     11:40:51 (adskflex) IN: "64300ACD_F" ann@wks-12  (2 licenses) (INACTIVE)
     11:41:03 (MLM) DENIED: "SIMULINK" bob@wks-7:0.0  (Licensed number of users already reached. (-4,342))
+    11:41:07 (vendord) DENIED: 2 solver to bob@wks-7
     13:56:09 (lmgrd) TIMESTAMP 3/30/2016
 
 Only some lines say the date. The reader goes in three steps: `_stamped_lines` cuts lines into time, daemon
@@ -14,9 +15,10 @@ and text, `_dated_lines` gives each its date, `_events_of` makes the events.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
@@ -38,11 +40,20 @@ _STAMPED = re.compile(
 )
 _CONTINUED = re.compile(r"\s*[(\[]")
 _ENTRY_START = re.compile(r"(?:OUT|IN|DENIED):")
-_ENTRY_ANYWHERE = re.compile(r"\b(?:OUT|IN|DENIED):(?:\s|$)")
-_ENTRY = re.compile(
-    r'(?P<kind>OUT|IN|DENIED):\s+(?:"(?P<quoted>[^"]+)"|(?P<bare>[^"\s]+))\s+'
-    r"(?:\([^()]*\)\s+)?"  # some daemons log the client's capabilities here: (PORT_AT_HOST_PLUS   )
-    r"(?P<user>(?:(?!\s[(\[]).)*?)@(?P<host>[^\s@]+)(?P<rest>(?:\s.*)?)"
+_ENTRY_ANYWHERE = re.compile(r"\b(?:OUT|IN|DENIED|IN server died):(?:\s|$)")
+_FEATURE = r'(?:"(?P<quoted>[^"]+)"|(?P<bare>[^"\s]+))\s+'
+# The forms of a request, each for the whole text. Where a count says so, the user may be without a host.
+_ENTRIES = tuple(
+    re.compile(form)
+    for form in (
+        rf"(?P<kind>DENIED):\s+(?P<count>\d{{1,9}})\s+{_FEATURE}to\s+"
+        r"(?P<user>(?:(?!\s[(\[]).)+?)(?:@(?P<host>[^\s@]+))?(?P<rest>(?:\s+[(\[^].*)?)\s*",
+        rf"(?P<kind>OUT|IN|DENIED):\s+{_FEATURE}"
+        r"(?:\([^()]*\)\s+)?"  # some daemons log the client's capabilities here: (PORT_AT_HOST_PLUS   )
+        # `OUT: feature by user`, which manuals of the nineties have, is not read: no log of that kind was there to try.
+        r"(?P<user>(?!(?:by|to)\s)(?:(?!\s[(\[]).)*?)@(?P<host>[^\s@]+)(?P<rest>(?:\s.*)?)",
+        rf"(?P<kind>OUT|IN|DENIED):\s+{_FEATURE}(?P<user>[^\s@()\[\]]+)(?P<host>)(?P<rest>\s+\(\d{{1,9}} licen[sc]es?\).*)",
+    )
 )
 _PIECE = re.compile(
     r"\[(?P<data>[^\]]*)\]?"  # checkout data
@@ -59,6 +70,14 @@ _LONG_DATE = re.compile(
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _EVENT_TYPES = {"OUT": "feature.checked_out", "IN": "feature.returned", "DENIED": "feature.denied"}
+
+
+class NotALog(Explained):
+    """A file has no line of a FlexNet debug log."""
+
+
+class FilesOverlap(Explained):
+    """The files of a log cannot be read one after the other, because their times overlap."""
 
 
 class NoDateError(Explained):
@@ -92,6 +111,15 @@ class Summary:
     open_units: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class LogFile:
+    """One of the files of a rotated log. times: local, of its first and its last line; None where no line says a date."""
+
+    name: str
+    lines: int
+    times: tuple[datetime, datetime] | None
+
+
 @dataclass(slots=True)
 class _Line:
     number: int
@@ -117,13 +145,51 @@ class _Request:
 
     @property
     def holder(self) -> str:
-        return f"{self.user}@{self.host}"
+        return f"{self.user}@{self.host}" if self.host else self.user
+
+
+def look_at(name: str, lines: Iterable[str]) -> LogFile:
+    """Find out from when to when a file goes. Raises NotALog."""
+    reader = FlexNetReader(entitlement="", timezone=ZoneInfo("UTC"))
+    times: tuple[datetime, datetime] | None = None
+    try:
+        for _, local in reader._dated_lines(reader._stamped_lines(lines)):
+            times = (times[0], max(times[1], local)) if times else (local, local)
+    except NoDateError:
+        skipped = reader.summary.skipped
+        if skipped["no time stamp"] + skipped["blank"] == reader.summary.lines:
+            raise NotALog(
+                f"{name} has no line such as 11:02:14 (adskflex) OUT: ..., so it is no FlexNet debug log. If it is compressed, "
+                "unpack it"
+            ) from None
+    return LogFile(name, reader.summary.lines, times)
+
+
+def oldest_first(files: Sequence[LogFile]) -> list[LogFile]:
+    """The files of a rotated log in the order in which they were written.
+
+    Where one says no date, all stay as they are given: only who gives them knows its place.
+    Raises FilesOverlap: a file begins before the one before it ends. Its lines would get wrong dates, and those that both
+    have would count twice.
+    """
+    ordered = list(files)
+    if all(file.times for file in files if file.lines):
+        ordered.sort(key=lambda file: file.times or (datetime.min, datetime.min))
+    dated = [(file.name, *file.times) for file in ordered if file.times]
+    for (before, _, end), (after, begin, _) in pairwise(dated):
+        if begin < end - timedelta(seconds=DISORDER):
+            raise FilesOverlap(
+                f"{after} begins at {begin}, before {before} ends at {end}: they are not one log that was cut into files. "
+                "Of files that have lines in common, give one. Import the files of different daemons one by one. Where a "
+                "file says no date, give all of them oldest first"
+            )
+    return ordered
 
 
 class FlexNetReader:
     """Reads one FlexNet debug log: `events` once, then `summary`.
 
-    Rotated files of one server may be chained, oldest first: what is out is then known across files. Times
+    Rotated files of one server may be chained, in the order of `oldest_first`: what is out is then known across files. Times
     are local to `timezone`. Each feature is a pool element of `entitlement`. Every event has `customer` and
     `product`, if given.
     """
@@ -171,7 +237,7 @@ class FlexNetReader:
             yield held
 
     def _dated_lines(self, lines: Iterator[_Line]) -> Iterator[tuple[_Line, datetime]]:
-        """Each line with its local time; those before the first date are dated back from it."""
+        """Each line with its local time; those before the first date are dated back from it. Raises NoDateError."""
         waiting: list[_Line] = []
         for line in lines:
             waiting.append(line)
@@ -223,9 +289,11 @@ class FlexNetReader:
         if not holds:
             del features[request.element]
         key = self._key(line, local)
-        yield self._event(line, local, key, parts[0])
-        for part in parts[1:]:
-            yield self._event(line, local, [*key, part.seat_id], part)
+        for part in parts:
+            # A file that is read without those before it does not know what is out: it takes the seat that the line says.
+            # An event for another seat needs an id of its own, or it would be taken for that one, and its seat stay open.
+            own = [] if part.seat_id == request.seat_id else [part.seat_id]
+            yield self._event(line, local, [*key, *own], part)
 
     def _restarted(self, line: _Line, local: datetime) -> Iterator[dict[str, Any]]:
         """A vendor daemon that died logged no check-ins; its new process starts with nothing handed out."""
@@ -360,13 +428,13 @@ def _date(year: str, month: str, day: str) -> date | None:
 
 
 def _request(text: str) -> _Request | None:
-    match = _ENTRY.fullmatch(text)
+    match = next(filter(None, (form.fullmatch(text) for form in _ENTRIES)), None)
     if not match:
         return None
-    host, display = match["host"], ""
+    host, display = match["host"] or "", ""
     if "::" not in host and host.count(":") <= 2:  # else an IPv6 address
         host, _, display = host.partition(":")
-    quantity, handles, reasons = 1, [display], []
+    quantity, handles, reasons = int(match.groupdict().get("count") or 1), [display], []
     # Daemons with verbose logs repeat user, address, process and counts between ^^^ and ^^^.
     for piece in _PIECE.finditer(match["rest"].partition("^^^")[0]):
         group = piece["group"]
@@ -378,11 +446,18 @@ def _request(text: str) -> _Request | None:
             handles.append(group[len("handle") :])
         else:
             reasons.append(group.strip())
-    user = match["user"].strip()
     handle = " ".join(filter(None, (part.strip(" :") for part in handles)))
-    seat_id = f"{user}@{host}/{handle}" if handle else f"{user}@{host}"
-    element = match["quoted"] or match["bare"]
-    return _Request(match["kind"], element, user, host, seat_id, quantity, " ".join(reasons))
+    request = _Request(
+        kind=match["kind"],
+        element=match["quoted"] or match["bare"],
+        user=match["user"].strip(),
+        host=host,
+        seat_id="",
+        quantity=quantity,
+        reason=" ".join(reasons),
+    )
+    request.seat_id = f"{request.holder}/{handle}" if handle else request.holder
+    return request
 
 
 def _give_back(holds: dict[str, _Request], request: _Request) -> list[_Request]:

@@ -106,6 +106,7 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
     row_bytes = 0
     ledger, cursor = state.ledger, state.cursor
     epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
+    placed = state.placed
     for record in records:
         if row_bytes > _MAX_ROW_BYTES:
             break
@@ -117,6 +118,8 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
         appended_at = record.timestamp if record.timestamp_type == _LOG_APPEND_TIME else now_ms
         try:
             event = decode(value, key=record.key, appended_at=appended_at)
+            if event.entitlement not in placed:
+                state.place(event.entitlement)
         except Refused as refused:
             metrics.DEAD_LETTERS.labels(refused.reason).inc()
             outputs.dead_letters.append((record.key, record.value, dead_letter_headers(record, refused)))
@@ -182,7 +185,7 @@ class ChunkProcessor:
         partition = records[0].partition
         out = fold_chunk(state, records, int(time.time() * 1000))
         changes = state.ledger.take_changes()
-        days: list[DayRecord] = [*changes.days, *changes.marks]
+        days: list[DayRecord] = [*changes.days, *changes.marks, *changes.settled]
         out.days = [(record.entitlement.encode(), encode_day(record), []) for record in days]
         folded = time.monotonic()
 

@@ -12,7 +12,7 @@ from processors.agents import MAX_STATE_BATCH_BYTES, ChunkProcessor, Topics, pro
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
-from processors.incarnation import topic_incarnation
+from processors.incarnation import TopicWatch
 from processors.leases import LeasePolicy
 from processors.state import PartitionStates
 
@@ -45,20 +45,22 @@ def worker_group(topic_prefix: str) -> str:
 class Worker:
     """One worker: a Faust app, and the producers it writes with."""
 
-    def __init__(self, config: WorkerConfig, incarnation: str) -> None:
-        """incarnation: the id of the source topic (`processors.incarnation`)."""
+    def __init__(self, config: WorkerConfig, watch: TopicWatch) -> None:
+        """watch: has begun to watch the source topic and the changelog; to be closed after the app has stopped."""
         self._config = config
+        self.watch = watch
         topics = Topics(config.topic_prefix)
-        states = PartitionStates(Calendar(config.timezone), config.late_after_ms, incarnation)
+        incarnation = watch.incarnation(topics.events)
+        states = PartitionStates(Calendar(config.timezone), config.late_after_ms, incarnation, config.partitions)
         self.app = app = ChunkApp(
             worker_group(config.topic_prefix),
             broker=[f"kafka://{broker}" for broker in config.brokers.split(",")],
-            resume_offset=lambda tp: states.resume_offset(tp.partition) if tp.topic == topics.events else None,
+            resume_offset=lambda tp, committed: states.resume_offset(tp.partition, committed),
+            check_topics=watch.check,
             topic_partitions=config.partitions,
             # Topics are made by `seatmark topics`, with the settings that they need; never on the side.
             topic_allow_declare=False,
             topic_disable_leader=True,
-            consumer_auto_offset_reset="earliest",
             consumer_max_fetch_size=4 * 1024 * 1024,
             broker_rebalance_timeout=config.rebalance_timeout_ms / 1000,
             broker_session_timeout=config.session_timeout_ms / 1000,
@@ -129,15 +131,17 @@ async def run_worker(config: WorkerConfig, stop: asyncio.Event) -> None:
 
     Raises whatever ended it before that, such as `processors.agents.ChunkFailed`.
     """
-    app = (await create_worker(config)).app
-    await app.start()
+    worker = await create_worker(config)
+    app = worker.app
     try:
-        # Ends when `stop` is set, and when a service of the app crashed.
-        await app.wait_for_stopped(stop.wait())
+        await app.start()
+        # Ends when `stop` is set, when a service of the app crashed, and when a topic is not what it was.
+        await app.wait_first(stop.wait(), worker.watch.until_changed())
         if app.crash_reason is not None:
             raise app.crash_reason
     finally:
         await app.stop()
+        await worker.watch.close()
 
 
 def relax_garbage_collection() -> None:
@@ -146,9 +150,16 @@ def relax_garbage_collection() -> None:
 
 
 async def create_worker(config: WorkerConfig) -> Worker:
-    """A worker for the source topic as it is now.
+    """A worker for the source topic and the changelog as they are now.
 
-    Raises aiokafka.errors.KafkaError when the topic cannot be looked up.
+    Raises aiokafka.errors.KafkaError when they cannot be looked up.
     """
     relax_garbage_collection()
-    return Worker(config, await topic_incarnation(config.brokers, Topics(config.topic_prefix).events))
+    topics = Topics(config.topic_prefix)
+    watch = TopicWatch(config.brokers, [topics.events, topics.changelog])
+    try:
+        await watch.begin()
+    except BaseException:
+        await watch.close()
+        raise
+    return Worker(config, watch)

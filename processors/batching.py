@@ -5,21 +5,35 @@ chunk. This is the only file that touches names which Faust and aiokafka call pr
 are pinned; tests/processors/test_batching.py fails when one of them moves or changes its meaning.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import aiokafka
 import faust
+from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.stores.base import Store
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage
 
+from processors.incarnation import HOW_TO_REBUILD
+from schemas.errors import Explained
+
+logger = logging.getLogger(__name__)
+
 # The fetch waits this long for data to come in. The driver has 1500 ms, which would be the latency of an alert.
 FETCH_WAIT_MS = 20
+# A fetch that brings nothing ends after this. Recovery waits for one that is under way.
+MAX_POLL_SECONDS = 0.1
 # How long a fetch waits during recovery, and so how much later than the end of it the first events come.
 _RECOVERY_WAIT_SECONDS = 0.05
 # A chunk's outputs and state are in memory together; this bounds them.
 MAX_CHUNK_RECORDS = 5_000
+
+
+class OffsetGone(Explained):
+    """The source topic has nothing at the offset that comes next."""
 
 
 class ChunkSchema(faust.Schema):  # type: ignore[misc]
@@ -47,6 +61,12 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
     1), so the last acknowledged one says what to commit.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A fetch that is under way may bring what lies before or after the offset that is being sought.
+        self._fetching = asyncio.Lock()
+        self._sought_in_generation: int | None = None
+
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ChunkConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -66,15 +86,20 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
         return await super()._getmany(changelogs, min(timeout, _RECOVERY_WAIT_SECONDS))
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        """Yield (partition, chunk) for what one fetch brought."""
-        records, active_partitions = await self._wait_next_records(timeout)
+        """Yield (partition, chunk) for what one fetch brought.
+
+        Raises OffsetGone, and what the app's `check_topics` raises.
+        """
         generation = self.app.consumer_generation_id
-        if records is None or self.should_stop:
+        async with self._fetching:
+            records, active_partitions = await self._fetch(min(timeout, MAX_POLL_SECONDS))
+            # What is dropped here or below is fetched again: recovery comes first, and at its end all partitions are sought.
+            records = {tp: fetched for tp, fetched in records.items() if self._is_sought(tp)}
+        if self.should_stop:
             return
-        if not self.flow_active:
-            # A rebalance began while we waited. What was fetched is dropped, so it must be fetched again.
-            await self.perform_seek()
-            return
+        if not all(map(self._is_changelog_tp, records)):
+            # After the fetch: so what it brought is of the topics that the app was made for.
+            await self.app.check_topics()
         for tp, fetched in records.items():
             # What recovery reads is never cut: it may end at the first chunk that reaches the end of the changelog, and
             # a batch of state must be taken whole. (The embedded broker gives as the end the first offset of the last
@@ -85,6 +110,22 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
                     return
                 if tp in active_partitions or tp in self._buffered_partitions:
                     yield tp, self._to_chunk(tp, fetched[start : start + size])
+
+    async def _fetch(self, timeout: float) -> tuple[dict[TP, list[Any]], set[TP]]:
+        try:
+            records, active_partitions = await self._wait_next_records(timeout)
+            return records or {}, active_partitions
+        except NoOffsetForPartitionError:
+            return {}, set()  # Recovery has still to say where that partition is read from.
+        except OffsetOutOfRangeError as error:
+            [(tp, offset)] = error.args[0].items()
+            if self._is_sought(tp):
+                raise await self._offset_gone(tp, offset) from error
+            return {}, set()
+
+    def _is_sought(self, tp: TP) -> bool:
+        """Whether a partition stands where our state says; before that, it stands where something was committed."""
+        return bool(self._is_changelog_tp(tp)) or self._sought_in_generation == self.app.consumer_generation_id
 
     def _to_chunk(self, tp: TP, records: list[Any]) -> ConsumerMessage:
         last = records[-1]
@@ -105,14 +146,57 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
         )
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Go on where the recovered state ends, whatever was committed: the state is the truth about what is applied."""
-        offsets = dict(await super().seek_to_committed())
-        resume = {tp: offset for tp in offsets if (offset := self.app.resume_offset(tp)) is not None}
+        """Go on where the recovered state ends, whatever was committed: the state is the truth about what is applied.
+
+        Recovery calls it once it is complete; nobody else does, for `getmany` is ours. Raises what the app's `check_topics` and
+        `resume_offset` raise.
+        """
+        generation = self.app.consumer_generation_id
+        await self.app.check_topics()
+        async with self._fetching:
+            committed = dict(await super().seek_to_committed())
+            sources = [tp for tp in committed if not self._is_changelog_tp(tp)]
+            first = await self.earliest_offsets(*sources)
+            resume = {tp: offset for tp in sources if (offset := self.app.resume_offset(tp, committed[tp])) is not None}
+            start = {tp: max(first[tp], resume.get(tp, 0)) for tp in sources}
+            if start:
+                await self._thread.seek_wait(start)
+            self._sought_in_generation = generation
+        for tp, offset in resume.items():
+            if offset < start[tp]:
+                logger.error(
+                    "%s[%d]: the records from offset %d to %d were deleted before they were applied (retention.ms of the "
+                    "topic): the worker goes on without them",
+                    *(tp.topic, tp.partition, offset, start[tp] - 1),
+                )
         if resume:
-            await self._thread.seek_wait(resume)
             # A crash between state and commit leaves the committed offset behind; with nothing new to read it would stay so.
-            await self._commit(resume)
-        return {**offsets, **resume}
+            await self._commit({tp: start[tp] for tp in resume})
+        return {**committed, **start}
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Seek to these offsets, or to the first that there is: recovery asks for the one before it."""
+        first = await self.earliest_offsets(*partitions)
+        await super().seek_wait({tp: max(offset, first[tp]) for tp, offset in partitions.items()})
+
+    async def _offset_gone(self, tp: TP, offset: int) -> OffsetGone:
+        first = (await self.earliest_offsets(tp))[tp]
+        if offset < first:
+            return OffsetGone(
+                f"{tp.topic}[{tp.partition}]: the records from offset {offset} to {first - 1} were deleted before they were "
+                "read (retention.ms of the topic). Start the worker again: it goes on without them"
+            )
+        return OffsetGone(
+            f"{tp.topic}[{tp.partition}]: everything before offset {offset} is applied, and the topic ends before that: the "
+            "brokers have lost records that they had acknowledged, and give their offsets to others. Delete the topic, and "
+            f"create it with `seatmark topics`. {HOW_TO_REBUILD}; what was sent since the loss must be sent again"
+        )
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Nothing: Faust's guesses whether a stream is stuck are for streams that get each message of each topic by itself.
+
+        It takes a changelog that nobody reads on after recovery for a stuck stream, and a burst after a quiet time too.
+        """
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Nothing: between two chunks there are no messages to wait for."""
@@ -136,13 +220,22 @@ class ChunkTransport(Transport):  # type: ignore[misc]
 class ChunkApp(faust.App):  # type: ignore[misc]
     """A Faust app whose agents and tables read chunks.
 
-    resume_offset: for a source partition, the offset after the last one that the recovered state includes; None where
-        there is no state, so that the committed offset counts.
+    resume_offset(partition, committed): for a source partition, the offset after the last one that the recovered state
+        includes; None where that says nothing of this topic, which is then read from its first record.
+    check_topics(): raises if a topic is not what it was when the app was made.
     """
 
-    def __init__(self, *args: Any, resume_offset: Callable[[TP], int | None], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        resume_offset: Callable[[TP, int | None], int | None],
+        check_topics: Callable[[], Awaitable[None]],
+        **kwargs: Any,
+    ) -> None:
+        # Each partition is read from where its state says. An offset that is not there is no reason to read elsewhere.
+        super().__init__(*args, consumer_auto_offset_reset="none", **kwargs)
         self.resume_offset = resume_offset
+        self.check_topics = check_topics
 
     def _create_directories(self) -> None:
         """None: nothing is kept on disk."""

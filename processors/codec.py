@@ -46,6 +46,7 @@ _keys = msgspec.msgpack.Decoder(list[Any])
 _heads = msgspec.msgpack.Decoder(Head, strict=False)
 _holds = msgspec.msgpack.Decoder(Hold)
 _blocks = msgspec.msgpack.Decoder(IdBlock)
+_checkpoints = msgspec.msgpack.Decoder(tuple[int, bytes, dict[str, Hold], list[IdBlock]])
 _cursors = msgspec.msgpack.Decoder(Cursor)
 
 
@@ -118,9 +119,42 @@ def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
 def finish_restore(ledger: Ledger) -> None:
     """Put in order what the order of a changelog does not tell: closed holds in the order of their closing, blocks of ids."""
     for element in ledger.elements.values():
-        closed = [(hold.position, seat) for seat, hold in element.holds.items() if not hold.quantity]
-        element.closed = {seat: None for _, seat in sorted(closed)}
-        blocks = sorted(element.blocks, key=lambda block: block.number)
-        element.blocks = []
-        for block in blocks:
-            element.add_block(block)
+        _put_in_order(element)
+
+
+def _put_in_order(element: Element) -> None:
+    closed = [(hold.position, seat) for seat, hold in element.holds.items() if not hold.quantity]
+    element.closed = {seat: None for _, seat in sorted(closed)}
+    blocks = sorted(element.blocks, key=lambda block: block.number)
+    element.blocks = []
+    for block in blocks:
+        element.add_block(block)
+
+
+def element_records(element: Element) -> list[StateRecord]:
+    """The changelog records of one element alone."""
+    head, encode = element.head, _encoder.encode
+    name = (head.entitlement, head.element)
+    return [
+        (encode(("h", *name)), _encode_head(head)),
+        *((encode(("s", *name, seat)), encode(hold)) for seat, hold in element.holds.items()),
+        *((encode(("i", *name, block.number)), encode(block)) for block in element.blocks),
+    ]
+
+
+def encode_element(element: Element) -> bytes:
+    """A whole element in one piece: a checkpoint of the exact fold."""
+    return _encoder.encode((STATE_VERSION, _encode_head(element.head), element.holds, element.blocks))
+
+
+def decode_element(checkpoint: bytes) -> Element:
+    """The element of a checkpoint. Raises UnreadableState: it is of another version."""
+    try:
+        version, head, holds, blocks = _checkpoints.decode(checkpoint)
+        if version != STATE_VERSION:
+            raise UnreadableState(f"a checkpoint with the layout {version}, and this version reads {STATE_VERSION}")
+        element = Element(_heads.decode(head), holds, blocks=blocks)
+    except msgspec.DecodeError as error:
+        raise UnreadableState(f"a checkpoint that cannot be read ({error})") from error
+    _put_in_order(element)
+    return element

@@ -41,3 +41,28 @@ SINK_FRESHNESS_SECONDS = Histogram(
     "Seconds from a record's arrival on its topic until it is stored, for the oldest record of each batch",
     buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
 )
+
+# --- Restatement
+
+# One pass. Longer than the interval between passes: many elements see disorder, or one has a long history and no checkpoint.
+RESTATE_SECONDS = Histogram(
+    "seatmark_restate_seconds", "Seconds per pass of the restatement", buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
+)
+# Elements that the last pass found unsettled or with days to restate.
+RESTATE_WAITING = Gauge("seatmark_restate_waiting", "Elements that the last pass of the restatement looked at")
+# Day rows written with exact values.
+RESTATED_DAYS = Counter("seatmark_restated_days_total", "Day rows restated")
+# Corrections that change something: live levels or holds that disorder had left wrong.
+CORRECTIONS = Counter("seatmark_corrections_total", "Corrections sent that change something")
+# Elements whose live level does not follow from their raw log. Any is a defect, or state that was tampered with.
+RESTATE_UNEXPLAINED = Counter("seatmark_restate_unexplained_total", "Live levels that do not follow from the raw log")
+
+# Passes and audits that failed and are tried again: brokers or ClickHouse are away, or there is a defect; the log says.
+UPKEEP_FAILURES = Counter("seatmark_upkeep_failures_total", "Restatements and audits that failed", ["what"])
+
+# --- Audit
+
+# One audit of all elements that a process looks after: the whole raw log is folded.
+AUDIT_SECONDS = Histogram("seatmark_audit_seconds", "Seconds per audit", buckets=(1, 10, 60, 600, 3600, 36000))
+# Values that the last audit found different from the exact ones. Anything but 0 is a defect: look at `seatmark audit`.
+AUDIT_DIFFERENCES = Gauge("seatmark_audit_differences", "Differences that the last audit found")

@@ -9,6 +9,9 @@ missing; and rows that are inserted again change nothing, for two reasons:
    missed.
 2. After a restart the same records may come in other batches, with other tokens. Their rows replace those of the first
    time: each table's sort key holds a row's identity.
+
+Between a batch's raw rows and all else that is in it, the table `progress` gets the last source offset of each partition:
+up to there a reader of the raw log finds every row (views/migrations/0006_restatement.sql says why it must ask).
 """
 
 import asyncio
@@ -40,7 +43,7 @@ from schemas.activity import (
     decode_activity,
 )
 from schemas.alerts import Alert, decode_alert
-from schemas.days import DayMark, DayRow, decode_day
+from schemas.days import DayMark, DayRecord, DayRow, Settled, decode_day
 from schemas.errors import Explained
 from schemas.events import parse_time
 
@@ -53,6 +56,7 @@ _POLL_RECORDS = 1000
 # Bounds the memory of a batch whose rows are large.
 _FLUSH_BYTES = 64 * 1024 * 1024
 _IDLE_POLL_SECONDS = 10.0
+_METADATA_SECONDS = 0.05
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 10.0
 
@@ -87,6 +91,17 @@ class Insert:
     token: str | None = None
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Up to where the raw rows of one source partition are stored: the last offset, in the epoch of an incarnation."""
+
+    topic: str
+    partition: int
+    epoch: int
+    offset: int
+    incarnation: str
+
+
 @dataclass
 class Batch:
     """Records that are stored together, decoded.
@@ -101,8 +116,10 @@ class Batch:
     size: int = 0
     oldest: int | None = None
     _activity: list[tuple[str, pa.Table]] = field(default_factory=list)
+    _progress: dict[tuple[str, int], Progress] = field(default_factory=dict)
     _days: dict[tuple[str, str, str], DayRow] = field(default_factory=dict)
     _marks: list[DayMark] = field(default_factory=list)
+    _settled: list[Settled] = field(default_factory=list)
     _alerts: list[Alert] = field(default_factory=list)
 
     def add(self, record: ConsumerRecord, topic: str) -> None:
@@ -118,7 +135,7 @@ class Batch:
             else:
                 self._alerts.append(decode_alert(record.value))
                 self.rows += 1
-        except (msgspec.MsgspecError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        except (msgspec.MsgspecError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
             raise SinkStopped(
                 f"{record.topic}[{record.partition}] offset {record.offset} cannot be read ({error!r}): it was not "
                 "written by this release of the worker. The sink stopped before it and commits nothing after it"
@@ -128,16 +145,19 @@ class Batch:
         self.oldest = record.timestamp if self.oldest is None else min(self.oldest, record.timestamp)
 
     def inserts(self) -> list[Insert]:
-        """The inserts that store the batch, in order."""
+        """The inserts that store the batch, in this order: progress speaks of raw rows that are stored already."""
         made = []
         if self._activity:
             # One insert for all: ClickHouse makes a part of each, and parts cost more than rows.
             rows = pa.concat_tables([table for _, table in self._activity])
             made.append(Insert("activity", rows, _token([covered for covered, _ in self._activity])))
+            made.append(Insert("progress", progress_table(self._progress.values())))
         if self._days:
             made.append(Insert("days", days_table(self._days.values())))
         if self._marks:
             made.append(Insert("marks", marks_table(self._marks)))
+        if self._settled:
+            made.append(Insert("settled", settled_table(self._settled)))
         if self._alerts:
             made.append(Insert("alerts", alerts_table(self._alerts)))
         return made
@@ -147,14 +167,29 @@ class Batch:
         table = decode_activity(record.value)
         if not table.schema.equals(ACTIVITY_SCHEMA):
             raise ValueError(f"expected the columns {ACTIVITY_SCHEMA.names}, got {table.schema.names}")
-        covered = ":".join((headers[HEADER_INCARNATION], headers[HEADER_TOPIC], headers[HEADER_PARTITION]))
-        self._activity.append((f"{covered}:{headers[HEADER_FIRST_OFFSET]}-{headers[HEADER_LAST_OFFSET]}", table))
+        reached = Progress(
+            topic=headers[HEADER_TOPIC],
+            partition=int(headers[HEADER_PARTITION]),
+            # A chunk is all of one epoch.
+            epoch=table.column("epoch")[0].as_py(),
+            offset=int(headers[HEADER_LAST_OFFSET]),
+            incarnation=headers[HEADER_INCARNATION],
+        )
+        covered = f"{reached.incarnation}:{reached.topic}:{reached.partition}"
+        self._activity.append((f"{covered}:{headers[HEADER_FIRST_OFFSET]}-{reached.offset}", table))
+        # A worker that starts again after a crash sends earlier offsets once more.
+        known = self._progress.get((reached.topic, reached.partition))
+        if known is None or (reached.epoch, reached.offset) > (known.epoch, known.offset):
+            self._progress[reached.topic, reached.partition] = reached
         self.rows += table.num_rows
 
-    def _add_day(self, record: DayRow | DayMark) -> None:
+    def _add_day(self, record: DayRecord) -> None:
         self.rows += 1
         if isinstance(record, DayMark):
             self._marks.append(record)
+            return
+        if isinstance(record, Settled):
+            self._settled.append(record)
             return
         # A busy element sends its day again and again; the last of them is the one that counts.
         key = (record.entitlement, record.element, record.day)
@@ -226,6 +261,33 @@ def marks_table(rows: Iterable[DayMark]) -> pa.Table:
             ("first_day", pa.date32(), lambda row: date.fromisoformat(row.first_day)),
             ("last_day", pa.date32(), lambda row: date.fromisoformat(row.last_day)),
             ("position", pa.uint64(), lambda row: row.position),
+            ("since", pa.uint64(), lambda row: row.since),
+        ],
+    )
+
+
+def settled_table(rows: Iterable[Settled]) -> pa.Table:
+    """Settled elements as the columns of the table `settled`."""
+    return _table(
+        rows,
+        [
+            ("entitlement", pa.string(), lambda row: row.entitlement),
+            ("element", pa.string(), lambda row: row.element),
+            ("position", pa.uint64(), lambda row: row.position),
+        ],
+    )
+
+
+def progress_table(rows: Iterable[Progress]) -> pa.Table:
+    """Progress as the columns of the table `progress`; ClickHouse adds when it was written."""
+    return _table(
+        rows,
+        [
+            ("topic", pa.string(), lambda row: row.topic),
+            ("partition", pa.int32(), lambda row: row.partition),
+            ("epoch", pa.uint32(), lambda row: row.epoch),
+            ("offset", pa.int64(), lambda row: row.offset),
+            ("incarnation", pa.string(), lambda row: row.incarnation),
         ],
     )
 
@@ -302,12 +364,18 @@ class Sink:
         self._alone = alone
         self._writer = _Writer(client_factory)
         self._stored: dict[tuple[str, int], int] = {}
+        self._partitions: frozenset[int] = frozenset()
         self._more_stored = asyncio.Condition()
 
     @property
     def stored(self) -> Mapping[tuple[str, int], int]:
         """Per topic and partition: everything before this offset is in ClickHouse. Without those not read yet."""
         return dict(self._stored)
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """The source partitions whose raw rows this sink stores; none before it has begun."""
+        return self._partitions
 
     async def wait_until_stored(self, ends: Mapping[tuple[str, int], int]) -> None:
         """Wait until everything before these end offsets, per topic and partition, is stored. `run` must be running."""
@@ -336,11 +404,14 @@ class Sink:
         try:
             await consumer.start()
             if self._alone:
-                consumer.assign(await self._all_partitions(consumer))
+                await self._assign_all_partitions(consumer, stop)
             else:
                 consumer.subscribe(list(self._topics))
             while not stop.is_set():
                 await self._note_what_was_stored_before(consumer)
+                self._partitions = frozenset(
+                    place.partition for place in consumer.assignment() if self._topics[place.topic] == ACTIVITY
+                )
                 batch, unreadable = await self._gather(consumer, stop)
                 if batch.next_offsets and await self._store(batch, stop):
                     await self._commit(consumer, batch)
@@ -350,13 +421,19 @@ class Sink:
             await consumer.stop()
             await self._writer.close()
 
-    async def _all_partitions(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
+    async def _assign_all_partitions(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         missing = set(self._topics) - await consumer.topics()
         if missing:
             raise SinkStopped(f"there is no topic {', '.join(sorted(missing))}: create Seatmark's topics first")
-        return [
-            TopicPartition(topic, partition) for topic in self._topics for partition in consumer.partitions_for_topic(topic)
-        ]
+        # What the consumer read at its start may be older than the topics. Those that something is assigned of it looks up
+        # again until the broker says who leads them.
+        consumer.assign([TopicPartition(topic, 0) for topic in self._topics])
+        partitions = {topic: consumer.partitions_for_topic(topic) for topic in self._topics}
+        while not all(partitions.values()):
+            if await _set_within(stop, _METADATA_SECONDS):
+                return
+            partitions = {topic: consumer.partitions_for_topic(topic) for topic in self._topics}
+        consumer.assign([TopicPartition(topic, partition) for topic, found in partitions.items() for partition in found])
 
     async def _gather(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> tuple[Batch, SinkStopped | None]:
         """Records until there are enough rows, the first has waited long enough, or the sink has to stop.

@@ -6,8 +6,11 @@ from typing import Protocol
 from processors.codec import STATE_VERSION, Cursor, UnreadableState, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
+from processors.incarnation import HOW_TO_REBUILD
 from processors.leases import LeaseWatch
+from processors.partitions import partition_of
 from schemas.errors import Explained
+from schemas.events import Refused
 
 
 class StateRefused(Explained):
@@ -22,12 +25,30 @@ class ChangelogRecord(Protocol):
 
 
 class PartitionState:
-    """The ledger of one source partition, the leases in it, and how far it is applied."""
+    """The ledger of one source partition, the leases in it, and how far it is applied.
 
-    def __init__(self, ledger: Ledger, timezone: str) -> None:
+    placed: the entitlements of which it is known that they belong on this partition.
+    """
+
+    def __init__(self, ledger: Ledger, timezone: str, partition: int, partitions: int) -> None:
+        """partitions: how many the source topic has."""
         self.ledger = ledger
         self.leases = LeaseWatch(ledger)
         self.cursor = Cursor(STATE_VERSION, "", 0, -1, timezone)
+        self.placed: set[str] = set()
+        self._partition = partition
+        self._partitions = partitions
+
+    def place(self, entitlement: str) -> None:
+        """Note that an entitlement belongs on this partition. Raises Refused: it belongs on another."""
+        expected = partition_of(entitlement, self._partitions)
+        if expected != self._partition:
+            raise Refused(
+                "key_mismatch",
+                f"the record is on partition {self._partition}, and Kafka's own clients put this key on partition {expected} "
+                f"of {self._partitions}: set partitioner=murmur2_random where it was sent from",
+            )
+        self.placed.add(entitlement)
 
     def begin(self, incarnation: str) -> None:
         """Start on a topic incarnation: its offsets start again, so a new epoch tells its positions from older ones."""
@@ -44,10 +65,12 @@ class PartitionState:
 class PartitionStates:
     """The states of all partitions that this worker has; filled by recovery."""
 
-    def __init__(self, calendar: Calendar, late_after_ms: int, incarnation: str) -> None:
+    def __init__(self, calendar: Calendar, late_after_ms: int, incarnation: str, partitions: int) -> None:
+        """incarnation, partitions: of the source topic."""
         self._calendar = calendar
         self._late_after_ms = late_after_ms
         self._incarnation = incarnation
+        self._partitions = partitions
         self._states: dict[int, PartitionState] = {}
         self._failure: Exception | None = None
 
@@ -56,7 +79,7 @@ class PartitionStates:
         state = self._states.get(partition)
         if state is None:
             ledger = Ledger(self._calendar, self._late_after_ms)
-            state = self._states[partition] = PartitionState(ledger, self._calendar.timezone)
+            state = self._states[partition] = PartitionState(ledger, self._calendar.timezone, partition, self._partitions)
         return state
 
     def all(self) -> Mapping[int, PartitionState]:
@@ -83,21 +106,36 @@ class PartitionStates:
 
     def restored(self) -> None:
         """All records were given."""
-        for state in self._states.values():
+        for partition, state in self._states.items():
             finish_restore(state.ledger)
+            try:
+                for entitlement in {entitlement for entitlement, _ in state.ledger.elements}:
+                    state.place(entitlement)
+            except Refused:
+                self._failure = self._failure or StateRefused(
+                    f"the state of partition {partition} holds entitlements that belong on another of {self._partitions}, such "
+                    f"as {entitlement!r}: SEATMARK_PARTITIONS was changed, or their events came on wrong partitions. "
+                    f"{HOW_TO_REBUILD}"
+                )
             state.leases.rebuild()
 
-    def resume_offset(self, partition: int) -> int | None:
-        """The source offset to go on with; None where the state has none of this incarnation.
+    def resume_offset(self, partition: int, committed: int | None) -> int | None:
+        """The source offset to go on with after recovery; None: the topic's first.
 
-        Raises StateRefused, UnreadableState: what `restore` found wrong.
+        committed: the offset that the workers' group has committed of this partition; None where it has none.
+        Raises StateRefused, UnreadableState: what `restore` and `restored` found wrong, or there is no state of a partition
+        that was worked on.
         """
         if self._failure is not None:
             raise self._failure
-        state = self._states.get(partition)
-        if state is None or state.cursor.incarnation != self._incarnation:
-            return None
-        return state.cursor.offset + 1
+        cursor = self.of(partition).cursor
+        # Fresh state and rebuilt state have no incarnation; only what was rebuilt has an epoch.
+        if not cursor.epoch and committed:
+            raise StateRefused(
+                f"partition {partition} has no state, although its events were applied up to offset {committed - 1}: the "
+                f"changelog was emptied, or made anew. {HOW_TO_REBUILD}"
+            )
+        return None if cursor.incarnation != self._incarnation else cursor.offset + 1
 
     def _check(self, partition: int, cursor: Cursor) -> None:
         if cursor.state_version != STATE_VERSION:
@@ -115,6 +153,5 @@ class PartitionStates:
             raise StateRefused(
                 f"the state of partition {partition} belongs to another incarnation of the source topic "
                 f"({cursor.incarnation}; the topic's id is now {self._incarnation}): it was deleted and created again, "
-                "and its offsets no longer say what was applied. Restore the topic that the state belongs to, or start on "
-                "other topics (SEATMARK_TOPIC_PREFIX) with an empty store"
+                f"and its offsets no longer say what was applied. {HOW_TO_REBUILD}"
             )

@@ -5,6 +5,7 @@ The wire format is one CloudEvents 1.0 event in structured JSON (`schemas/entitl
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -13,13 +14,19 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_EVENT_BYTES = 1024 * 1024
+# Of each id and label, in code points. They are in keys, in every row and in the state: one as long as an event would be
+# there many times.
+MAX_TEXT_LENGTH = 1024
 MAX_QUANTITY = 1_000_000_000
 MAX_LEVEL = 1_000_000_000_000
 MAX_PERCENTAGE = 1_000_000
+MAX_POSITION = 2**63 - 1
+MAX_PARTS = 1_000_000
 # An event that names many elements becomes as many rows, each with the event in it.
 MAX_EVENT_COPIES_BYTES = 16 * 1024 * 1024
 FUTURE_TOLERANCE_MS = 5 * 60 * 1000
 _MAX_DETAIL = 500
+_MAX_QUOTED = 100
 
 Reason = Literal[
     "not_json",
@@ -37,7 +44,8 @@ SEATS = "seats"
 RESTATE_SOURCE = "/seatmark/restate"
 LEASES_SOURCE = "/seatmark/leases"
 
-Id = Annotated[str, Meta(min_length=1)]
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_LENGTH)]
+Label = Annotated[str, Meta(max_length=MAX_TEXT_LENGTH)]
 Quantity = Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
 Level = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
 
@@ -62,13 +70,13 @@ class Refused(Exception):
 
 
 class _Data(Struct, frozen=True, gc=False, kw_only=True):
-    customer: str | None = None
-    product: str | None = None
+    customer: Label | None = None
+    product: Label | None = None
     credential: Literal["code", "user"] | None = None
-    user: str | None = None
-    ip: str | None = None
-    host: str | None = None
-    reason: str | None = None
+    user: Label | None = None
+    ip: Label | None = None
+    host: Label | None = None
+    reason: Label | None = None
 
 
 class _Seat(_Data, frozen=True, gc=False, kw_only=True):
@@ -120,7 +128,7 @@ class ElementTerms(Struct, frozen=True, gc=False, kw_only=True):
 
 class _Changed(_Data, frozen=True, gc=False, kw_only=True):
     elements: Annotated[dict[Id, ElementTerms], Meta(min_length=1)]
-    name: str | None = None
+    name: Label | None = None
     lease_policy: Literal["release", "keep"] | None = None
 
 
@@ -134,6 +142,34 @@ class _Snapshot(_Data, frozen=True, gc=False, kw_only=True):
     element: Id
     holds: list[_WireHold] | None = None
     level: Level | None = None
+
+
+# A correction has nothing in common with what licence servers tell: `customer` and the like are in its terms.
+
+
+class _WireCorrectedHold(Struct, frozen=True, gc=False, kw_only=True):
+    seat_id: Id
+    quantity: Annotated[int, Meta(ge=0, le=MAX_QUANTITY)]
+    changed_at: str
+    lease_expires_at: str | None = None
+
+
+class _WireCorrectedTerms(ElementTerms, frozen=True, gc=False, kw_only=True):
+    changed_at: str
+    customer: Label | None = None
+    product: Label | None = None
+    name: Label | None = None
+    lease_policy: Literal["release", "keep"] | None = None
+
+
+class _WireCorrection(Struct, frozen=True, gc=False, kw_only=True):
+    element: Id
+    basis: Annotated[int, Meta(ge=0, le=MAX_POSITION)]
+    part: Annotated[int, Meta(ge=0, le=MAX_PARTS - 1)]
+    parts: Annotated[int, Meta(ge=1, le=MAX_PARTS)]
+    holds: list[_WireCorrectedHold] | None = None
+    difference: Annotated[int, Meta(ge=-MAX_LEVEL, le=MAX_LEVEL)] | None = None
+    terms: _WireCorrectedTerms | None = None
 
 
 class _Wire(Struct, frozen=True, gc=False, kw_only=True, tag_field="type"):
@@ -200,6 +236,12 @@ class _EntitlementSnapshot(_Wire, frozen=True, gc=False, tag="entitlement.snapsh
     data: _Snapshot
 
 
+class _EntitlementCorrected(_Wire, frozen=True, gc=False, tag="entitlement.snapshot"):
+    """A snapshot of the source RESTATE_SOURCE. Not in `_AnyWire`, which tells types apart and not sources."""
+
+    data: _WireCorrection
+
+
 _AnyWire = (
     _SeatActivated
     | _SeatRefreshed
@@ -254,8 +296,8 @@ class CorrectedTerms(Struct, frozen=True, gc=False):
 class Correction(Struct, frozen=True, gc=False):
     """What an exact fold found different in the live one, at the position `basis`.
 
-    part, parts: a large correction comes in several events. holds: only those that differ. difference: of the counter's
-    total, exact minus live. terms: None where they are right.
+    part, parts: a large correction comes in `parts` events, numbered from 0. holds: only those that differ. difference: of
+    the counter's total, exact minus live. terms: None where they are right.
     """
 
     basis: int
@@ -299,6 +341,7 @@ class Event(Struct, frozen=True, gc=False):
 
 
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_AnyWire)
+_correction_decoder = msgspec.json.Decoder(_EntitlementCorrected)
 
 
 def _number(text: str) -> int | float:
@@ -307,7 +350,7 @@ def _number(text: str) -> int | float:
     By way of a float: `1e999999999` is short to write, and an int of as many digits takes all time and memory there is.
     """
     value = float(text)
-    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+    return int(value) if value.is_integer() and abs(value) <= MAX_POSITION else value
 
 
 _generic_decoder = msgspec.json.Decoder(float_hook=_number)
@@ -362,6 +405,8 @@ def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int
         if not value.isascii():
             value.decode()  # msgspec does not look into the texts of fields that it skips
         wire = _decoder.decode(value)
+        if wire.source == RESTATE_SOURCE and type(wire) is _EntitlementSnapshot:
+            wire = _correction_decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         wire = _decode_slowly(value)
     except RecursionError as error:
@@ -397,6 +442,8 @@ def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int
         if len(data.elements) * len(value) > MAX_EVENT_COPIES_BYTES:
             raise Refused("invalid_data", f"data.elements: expected fewer than {len(data.elements)}: send several events")
         return _changed(wire, time)
+    elif shape is _WireCorrection:
+        return _corrected(wire, time)
     else:
         return _snapshot(wire, time)
     return Event(
@@ -419,33 +466,47 @@ def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int
     )
 
 
+def _instant(text: str, field: str) -> int:
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise Refused("invalid_data", f"{field}: {error}") from error
+
+
 def _lease_end(text: str | None, time: int, time_text: str, field: str) -> int | None:
     if text is None:
         return None
-    try:
-        end = parse_time(text)
-    except ValueError as error:
-        raise Refused("invalid_data", f"{field}: {error}") from error
+    end = _instant(text, field)
     if end <= time:
         raise Refused("invalid_data", f"{field}: expected a lease end after the event's time {time_text}, got {text}")
     return end
 
 
+def _check_overdraft(terms: ElementTerms, field: str) -> None:
+    """Refuse an overdraft that has no fitting value. field: where the terms stand."""
+    overdraft = terms.overdraft
+    if overdraft is None or overdraft.type in ("none", "unlimited"):
+        return
+    field += ".overdraft.value"
+    value = overdraft.value
+    highest = MAX_LEVEL if overdraft.type == "absolute" else MAX_PERCENTAGE
+    if value is None or value < 0 or value > highest:
+        raise Refused("invalid_data", f"{field}: expected a number from 0 to {highest}, got {value}")
+    if overdraft.type == "absolute" and value != int(value):
+        raise Refused("invalid_data", f"{field}: expected a whole number of units, got {value}")
+    if overdraft.type == "percentage" and Decimal(repr(value)).normalize().as_tuple().exponent < -4:  # type: ignore[operator]
+        raise Refused("invalid_data", f"{field}: expected at most 4 decimals, got {value}")
+
+
+def _check_seats(holds: Sequence[SnapshotHold | CorrectedHold]) -> None:
+    if len({hold.seat_id for hold in holds}) != len(holds):
+        raise Refused("invalid_data", "data.holds: expected each seat_id once")
+
+
 def _changed(wire: Any, time: int) -> Event:
     data: _Changed = wire.data
     for element, terms in data.elements.items():
-        overdraft = terms.overdraft
-        if overdraft is None or overdraft.type in ("none", "unlimited"):
-            continue
-        field = f"data.elements.{element}.overdraft.value"
-        value = overdraft.value
-        highest = MAX_LEVEL if overdraft.type == "absolute" else MAX_PERCENTAGE
-        if value is None or value < 0 or value > highest:
-            raise Refused("invalid_data", f"{field}: expected a number from 0 to {highest}, got {value}")
-        if overdraft.type == "absolute" and value != int(value):
-            raise Refused("invalid_data", f"{field}: expected a whole number of units, got {value}")
-        if overdraft.type == "percentage" and Decimal(repr(value)).normalize().as_tuple().exponent < -4:  # type: ignore[operator]
-            raise Refused("invalid_data", f"{field}: expected at most 4 decimals, got {value}")
+        _check_overdraft(terms, f"data.elements.{_shortened(element)}")
     return Event(
         type=wire.__struct_config__.tag,
         entitlement=wire.subject,
@@ -479,8 +540,7 @@ def _snapshot(wire: Any, time: int) -> Event:
             )
             for index, hold in enumerate(data.holds)
         )
-        if len({hold.seat_id for hold in holds}) != len(holds):
-            raise Refused("invalid_data", "data.holds: expected each seat_id once")
+        _check_seats(holds)
     return Event(
         type=wire.__struct_config__.tag,
         entitlement=wire.subject,
@@ -497,6 +557,43 @@ def _snapshot(wire: Any, time: int) -> Event:
         reason=data.reason,
         holds=holds,
         level=data.level,
+    )
+
+
+def _corrected(wire: Any, time: int) -> Event:
+    data: _WireCorrection = wire.data
+    if data.part >= data.parts:
+        raise Refused("invalid_data", f"data.part: expected a number below `parts` ({data.parts}), got {data.part}")
+    holds = tuple(
+        CorrectedHold(
+            hold.seat_id,
+            hold.quantity,
+            # It may have ended before the event's time: the exact fold says what is, not what will be.
+            None if hold.lease_expires_at is None else _instant(hold.lease_expires_at, f"data.holds[{index}].lease_expires_at"),
+            _instant(hold.changed_at, f"data.holds[{index}].changed_at"),
+        )
+        for index, hold in enumerate(data.holds or ())
+    )
+    _check_seats(holds)
+    terms: CorrectedTerms | None = None
+    if data.terms is not None:
+        _check_overdraft(data.terms, "data.terms")
+        terms = CorrectedTerms(
+            ElementTerms(limit=data.terms.limit, kind=data.terms.kind, overdraft=data.terms.overdraft),
+            _instant(data.terms.changed_at, "data.terms.changed_at"),
+            data.terms.customer,
+            data.terms.product,
+            data.terms.name,
+            data.terms.lease_policy,
+        )
+    return Event(
+        type=wire.__struct_config__.tag,
+        entitlement=wire.subject,
+        source=wire.source,
+        id=wire.id,
+        time=time,
+        element=data.element,
+        correction=Correction(data.basis, data.part, data.parts, holds, data.difference or 0, terms),
     )
 
 
@@ -526,19 +623,29 @@ def _decode_slowly(value: bytes) -> Any:
         raise Refused(
             "unknown_type", f"type: got {_quoted(document['type'])}, expected one of {', '.join(sorted(EVENT_TYPES))}"
         )
+    corrected = document["type"] == "entitlement.snapshot" and document["source"] == RESTATE_SOURCE
     try:
-        return msgspec.convert(document, _AnyWire)
+        return msgspec.convert(document, _EntitlementCorrected if corrected else _AnyWire)
     except msgspec.ValidationError as error:
         raise Refused("invalid_data", _explained(str(error), document)) from error
 
 
 def _quoted(node: Any) -> str:
     """A text as it came, cut off where it is long; of anything else its kind."""
-    return repr(node[:100]) if isinstance(node, str) else "nothing" if node is None else type(node).__name__
+    return repr(node[:_MAX_QUOTED]) if isinstance(node, str) else "nothing" if node is None else type(node).__name__
 
 
-_WHERE = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
+def _shortened(name: str) -> str:
+    """The name of an element as part of the name of a field."""
+    return name if len(name) <= _MAX_QUOTED else name[:_MAX_QUOTED] + "..."
+
+
+_WHERE = re.compile(r"(.*) - at (`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
+_LENGTHS = {
+    "Expected `str` of length >= 1": "that is not empty",
+    f"Expected `str` of length <= {MAX_TEXT_LENGTH}": f"of at most {MAX_TEXT_LENGTH} characters",
+}
 _CHOICES = {
     "credential": "`code` or `user`",
     "kind": "`pool` or `counter`",
@@ -551,16 +658,20 @@ def _explained(message: str, document: dict[str, Any]) -> str:
     """What msgspec found wrong, as `field: what was expected`."""
     where = _WHERE.fullmatch(message)
     field = ""
+    what = "a text"
     if where is not None:
-        message, field = where.groups()
+        message, in_key, field = where.groups()
+        what = "the name of each element to be a text" if in_key else what
     missing = _MISSING.fullmatch(message)
     if missing is not None:
         message, field = "expected, but it is not there", f"{field}.{missing[1]}".lstrip(".")
+    elif message in _LENGTHS:
+        message = f"expected {what} {_LENGTHS[message]}"
     elif message.startswith("Invalid enum value"):
         message += f", expected {_CHOICES[field.rpartition('.')[2]]}"
     if "[...]" in field:
         # msgspec does not say which key of an object it was.
-        field = field.replace("[...]", f".{_first_wrong(document['data']['elements'])}", 1)
+        field = field.replace("[...]", f".{_shortened(_first_wrong(document['data']['elements']))}", 1)
     return f"{field}: {message}"
 
 

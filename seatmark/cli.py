@@ -4,19 +4,22 @@ Commands import what they need when they run: `seatmark usage` must not wait for
 """
 
 import asyncio
+import ipaddress
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports
+from seatmark import events, reports, tokens, upkeep
 from seatmark.console import configure_logging, progress, say, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from processors.app import WorkerConfig
     from processors.sink import Sink
     from seatmark.embedded import StackPlan
@@ -32,10 +35,15 @@ app = typer.Typer(
 )
 PARTS = "The parts, for production"
 app.command("produce", rich_help_panel="Events in")(events.produce)
+app.command("replay-dead-letters", rich_help_panel="Events in")(events.replay_dead_letters)
 app.command("terms", rich_help_panel="Events in")(events.terms)
 app.add_typer(events.importers, name="import", rich_help_panel="Events in")
 app.command("usage", rich_help_panel="Numbers out")(reports.usage)
 app.command("overdrafts", rich_help_panel="Numbers out")(reports.overdrafts)
+app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
+app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
+app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
+app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
 
 
 def main() -> None:
@@ -59,8 +67,9 @@ def main() -> None:
 @app.command(rich_help_panel="Everything on this machine")
 def up(
     data_dir: Annotated[Path, typer.Option(help="where the data lives; made if it is not there")] = Path("seatmark-data"),
-    port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
+    port: Annotated[int, typer.Option(help="port of the web")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+    clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
     """Run the whole stack on this machine: broker, worker, sink, ClickHouse and web. Ctrl-C stops it.
 
@@ -70,7 +79,7 @@ def up(
 
     settings = load_settings()
     configure_logging("WARNING")
-    plan = StackPlan(data_dir, port, broker_port, settings.partitions)
+    plan = StackPlan(data_dir, port, broker_port, clickhouse_port, settings.partitions)
     run_until_stopped(lambda stop: _up(plan, stop))
 
 
@@ -79,7 +88,11 @@ async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
 
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
-        say(f"Seatmark is up. API: {plan.url}/docs   broker: {plan.brokers}   data: {plan.data_dir}   Ctrl-C stops it.")
+        say(
+            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
+            f"data: {plan.data_dir}"
+        )
+        say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only. Ctrl-C stops it.")
         await stack.run(stop)
         say("stopping: storing what the broker still holds ...")
     say("stopped.")
@@ -97,8 +110,9 @@ def run_until_stopped(run: Callable[[asyncio.Event], Any]) -> None:
 
 @app.command("demo", rich_help_panel="Everything on this machine")
 def demo_command(
-    port: Annotated[int, typer.Option(help="port of the web API")] = 8000,
+    port: Annotated[int, typer.Option(help="port of the web")] = 8000,
     broker_port: Annotated[int, typer.Option(help="port of the broker")] = 19092,
+    clickhouse_port: Annotated[int, typer.Option(help="port of ClickHouse's HTTP interface")] = 8123,
 ) -> None:
     """Run the stack with 30 days of a made-up vendor, and show what it says.
 
@@ -108,85 +122,92 @@ def demo_command(
 
     settings = load_settings()
     configure_logging("WARNING")
-    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, stop))
+    run_until_stopped(lambda stop: demo.run(settings, port, broker_port, clickhouse_port, stop))
 
 
 @app.command(rich_help_panel=PARTS)
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
     from processors.app import run_worker
+    from seatmark.topics import check_topics
 
     settings = _start()
-    run_until_stopped(lambda stop: run_worker(worker_config(settings), stop))
+
+    async def run(stop: asyncio.Event) -> None:
+        await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
+        await run_worker(worker_config(settings), stop)
+
+    run_until_stopped(run)
 
 
 @app.command(rich_help_panel=PARTS)
 def sink() -> None:
-    """Store what the worker sends in ClickHouse."""
+    """Store what the worker sends in ClickHouse, and keep it right: restatement and audit run here."""
     settings = _start()
-    run_until_stopped(lambda stop: make_sink(settings).run(stop))
+    run_until_stopped(lambda stop: _together(sink_parts(settings, make_sink(settings), stop), stop))
 
 
 @app.command(rich_help_panel=PARTS)
 def web() -> None:
-    """Serve the API. It has no sign-in yet: keep it on 127.0.0.1, or behind a proxy that has one."""
-    from views.store import Store
-    from views.web.app import create_app, serve
+    """Serve the pages and the API. Make a token with `seatmark tokens make` to get in."""
+    from views.web.app import serve
 
     settings = _start(metrics_port=0)
-    store = Store(settings.clickhouse_dsn.get_secret_value())
-    run_until_stopped(lambda stop: serve(create_app(store), settings.web_host, settings.web_port, stop))
+    web_app = make_web(settings)
+    run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
 
 
 @app.command(hidden=True)
 def store() -> None:
-    """Sink and web in one process, as the embedded ClickHouse needs it."""
-    from views.store import Store
-    from views.web.app import create_app, serve
+    """Sink, web and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    from seatmark.chdb_http import ChdbHttp
+    from views.store import chdb_directory
+    from views.web.app import serve
 
     settings = _start(metrics_port=0)
+    web_app = make_web(settings)
 
     async def both(stop: asyncio.Event) -> None:
-        web_app = create_app(Store(settings.clickhouse_dsn.get_secret_value()))
-        parts = [
-            asyncio.ensure_future(make_sink(settings, alone=True).run(stop)),
-            asyncio.ensure_future(serve(web_app, settings.web_host, settings.web_port, stop)),
-        ]
-        # One that ends, ends the other: the supervisor starts both again.
-        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        await asyncio.wait(parts)
-        for part in parts:
-            part.result()
+        web = serve(web_app, settings.web_host, settings.web_port, stop)
+        await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
 
-    run_until_stopped(both)
+    with ChdbHttp(Path(chdb_directory(settings.clickhouse_dsn.get_secret_value())), settings.clickhouse_port):
+        run_until_stopped(both)
+
+
+def sink_parts(settings: Settings, sink: "Sink", stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
+    """What runs in a sink's process. Restatement and audit look after the entitlements whose rows this sink stores."""
+    from processors.partitions import partition_of
+
+    def owns(entitlement: str) -> bool:
+        return partition_of(entitlement, settings.partitions) in sink.partitions
+
+    return [sink.run(stop), upkeep.keep_restating(settings, stop, owns), upkeep.keep_auditing(settings, stop, owns)]
+
+
+async def _together(parts: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
+    """Run parts until one ends, which ends the others. Raises what one raised."""
+    running = [asyncio.ensure_future(part) for part in parts]
+    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+    await asyncio.wait(running)
+    for part in running:
+        part.result()
 
 
 @app.command(hidden=True)
 def prepare() -> None:
     """What an embedded stack needs before it starts: its tables, and the worker's state."""
-    from seatmark.rebuild import rebuild_state
+    from seatmark.rebuild import prepare_state
     from views.migrate import migrate
-    from views.store import connect
 
     settings = _start(metrics_port=0)
-    dsn = settings.clickhouse_dsn.get_secret_value()
-    migrate(dsn, settings.timezone)
+    migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
     with progress() as bar:
         task = bar.add_task("replaying the raw log")
-        rows = asyncio.run(
-            rebuild_state(
-                connect(dsn),
-                brokers=settings.brokers,
-                topic_prefix=settings.topic_prefix,
-                partitions=settings.partitions,
-                timezone=settings.timezone,
-                late_after_ms=settings.late_after,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        )
-    if rows:
-        say(f"replaying {rows:,} events of the raw log: done")
+        elements = asyncio.run(prepare_state(settings, lambda done, total: bar.update(task, completed=done, total=total)))
+    if elements:
+        say(f"replaying the raw log: {elements:,} element{'' if elements == 1 else 's'}, done")
 
 
 @app.command("migrate", rich_help_panel=PARTS)
@@ -243,6 +264,26 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
     )
+
+
+def make_web(settings: Settings) -> "FastAPI":
+    """The web application. Raises SettingsWrong: without sign-in it must not listen where others can reach it."""
+    from views.store import Store
+    from views.web.app import create_app
+
+    if settings.auth == "off" and not _of_this_machine(settings.web_host):
+        raise SettingsWrong(
+            f"SEATMARK_AUTH=off shows everything to everybody, so SEATMARK_WEB_HOST must be 127.0.0.1, ::1 or localhost, not "
+            f"{settings.web_host!r}: leave SEATMARK_AUTH out, and make a token with `seatmark tokens make`"
+        )
+    return create_app(Store(settings.clickhouse_dsn.get_secret_value()), sign_in=settings.auth == "on")
+
+
+def _of_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def make_sink(settings: Settings, *, alone: bool = False) -> "Sink":

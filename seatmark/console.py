@@ -53,7 +53,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *,
     for row in rows:
         table.add_row(*(_cell(row[key]) for key in columns))
     # Not cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
 
 
 def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -160,14 +160,20 @@ def _event(contract: Contract, kind: str, time: int, data: dict[str, Any]) -> di
     }
 
 
-async def run(settings: Settings, port: int, broker_port: int, stop: asyncio.Event) -> None:
+async def run(settings: Settings, port: int, broker_port: int, clickhouse_port: int, stop: asyncio.Event) -> None:
     """Run the demo until `stop` is set, or just once where there is no terminal.
 
     Raises what `seatmark.embedded.Stack` and `seatmark.produce` raise.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="seatmark-demo-") as directory:
-        plan = StackPlan(Path(directory), port_or_free_one(port), port_or_free_one(broker_port), settings.partitions)
+        plan = StackPlan(
+            data_dir=Path(directory),
+            port=port_or_free_one(port),
+            broker_port=port_or_free_one(broker_port),
+            clickhouse_port=port_or_free_one(clickhouse_port),
+            partitions=settings.partitions,
+        )
         say("starting the embedded stack: broker, worker, sink, ClickHouse, web ...")
         async with Stack(plan, say) as stack:
             events = made_up_events(int(time.time() * 1000))
@@ -177,7 +183,8 @@ async def run(settings: Settings, port: int, broker_port: int, stop: asyncio.Eve
                 f"{time.monotonic() - started:.0f} s since the start. What the API says of them:\n"
             )
             await asyncio.to_thread(_show, plan.url)
-            say(f"\nAPI: {plan.url}/docs   try: {plan.url}/api/v1/entitlements/{SHOWN[0]}/usage")
+            say(f"\nIn a browser: {plan.url}   that one: {plan.url}/entitlements/{SHOWN[0]}   API: {plan.url}/docs")
+            say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only.")
             if sys.stdin.isatty() and sys.stdout.isatty():
                 say("It keeps serving; Ctrl-C stops it.")
                 await stack.run(stop)
@@ -203,4 +210,4 @@ def _show(url: str) -> None:
     entitlement, element = SHOWN
     print_usage(get(url, f"/api/v1/entitlements/{entitlement}/usage", {"element": element, "days": DAYS}))
     print()
-    print_overdrafts(get(url, "/api/v1/overdrafts", {}))
+    print_overdrafts(get(url, "/api/v1/overdrafts", {"now": True}))

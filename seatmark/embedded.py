@@ -2,7 +2,8 @@
 
     seatmark up ─┬─ Tansu             the broker, in memory
                  ├─ seatmark prepare  once: tables, and the worker's state rebuilt from the raw log
-                 ├─ seatmark store    sink and web in one process: the embedded ClickHouse is one process's
+                 ├─ seatmark store    sink, web and ClickHouse's HTTP interface in one process: the embedded ClickHouse is
+                 │                    one process's
                  └─ seatmark worker   the same as in production
 
 The broker keeps nothing: at every start the worker's state is rebuilt from the raw log, and at a stop everything that the
@@ -31,6 +32,7 @@ from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_
 from seatmark.settings import PREFIX
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
+from views.store import chdb_dsn
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -53,6 +55,7 @@ class StackPlan:
     data_dir: Path
     port: int
     broker_port: int
+    clickhouse_port: int
     partitions: int
 
     @property
@@ -66,6 +69,11 @@ class StackPlan:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def clickhouse(self) -> str:
+        """ClickHouse's address."""
+        return f"http://127.0.0.1:{self.clickhouse_port}"
+
+    @property
     def logs(self) -> Path:
         """The directory of the children's logs."""
         return self.data_dir / "logs"
@@ -76,9 +84,12 @@ class StackPlan:
             "BROKERS": self.brokers,
             "TOPIC_PREFIX": "",
             "PARTITIONS": str(self.partitions),
-            "CLICKHOUSE_DSN": f"chdb://{self.data_dir.absolute() / 'clickhouse'}",
+            "CLICKHOUSE_DSN": chdb_dsn(self.data_dir / "clickhouse"),
+            "CLICKHOUSE_PORT": str(self.clickhouse_port),
             "WEB_HOST": "127.0.0.1",
             "WEB_PORT": str(self.port),
+            # One process at a time can open the embedded ClickHouse, so no token could be made while it runs.
+            "AUTH": "off",
             # The embedded broker lets the first member of a group wait half the session timeout, and one that comes back
             # after a crash longer.
             "SESSION_TIMEOUT": "3s",
@@ -177,7 +188,8 @@ class Stack:
         plan = self._plan
         plan.logs.mkdir(parents=True, exist_ok=True)
         self._exit.enter_context(_locked(plan.data_dir))
-        _refuse_taken_port(plan.port)
+        _refuse_taken_port(plan.port, "--port")
+        _refuse_taken_port(plan.clickhouse_port, "--clickhouse-port")
         broker_log = self._exit.enter_context((plan.logs / "broker.log").open("ab"))
         self._tansu = self._exit.enter_context(Tansu(plan.broker_port, broker_log))
         await ensure_topics(plan.brokers, prefix="", partitions=plan.partitions, replication=1)
@@ -262,7 +274,7 @@ def _locked(data_dir: Path) -> Iterator[None]:
 def port_or_free_one(port: int) -> int:
     """The port, or a free one if it is taken."""
     try:
-        _refuse_taken_port(port)
+        _refuse_taken_port(port, "--port")
     except StackFailed:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -271,10 +283,10 @@ def port_or_free_one(port: int) -> int:
     return port
 
 
-def _refuse_taken_port(port: int) -> None:
+def _refuse_taken_port(port: int, option: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise StackFailed(f"cannot listen on 127.0.0.1:{port} ({error.strerror}): choose another --port") from error
+            raise StackFailed(f"cannot listen on 127.0.0.1:{port} ({error.strerror}): choose another {option}") from error

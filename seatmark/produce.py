@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -13,7 +14,7 @@ from aiokafka.errors import KafkaError
 from processors.agents import Topics
 from processors.app import worker_group
 from schemas.errors import Explained
-from schemas.events import Refused, decode
+from schemas.events import Event, Refused, decode
 
 _IN_FLIGHT = 5_000
 _POLL_SECONDS = 0.1
@@ -33,9 +34,54 @@ class NotStored(Explained):
 class Produced:
     """What was sent. refused: (line number, what was wrong with it). ends: by partition, the offset after the last event."""
 
-    sent: int = 0
-    refused: list[tuple[int, str]] = field(default_factory=list)
-    ends: dict[int, int] = field(default_factory=dict)
+    sent: int
+    refused: list[tuple[int, str]]
+    ends: dict[int, int]
+
+
+class Sender:
+    """Sends events to their topic, many at a time. What it says it sent is acknowledged.
+
+    sent: how many. ends: by partition, the offset after the last event.
+    """
+
+    def __init__(self, producer: AIOKafkaProducer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._pending: list[asyncio.Future[Any]] = []
+        self.sent = 0
+        self.ends: dict[int, int] = {}
+
+    async def send(self, event: Event, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        """Send the bytes of an event, on the partition of its entitlement."""
+        key = event.entitlement.encode()
+        self._pending.append(await self._producer.send(self._topic, key=key, value=value, headers=list(headers)))
+        if len(self._pending) >= _IN_FLIGHT:
+            await self.collect()
+
+    async def collect(self) -> None:
+        """Wait until all that was sent is acknowledged."""
+        for metadata in await asyncio.gather(*self._pending):
+            self.ends[metadata.partition] = max(self.ends.get(metadata.partition, 0), metadata.offset + 1)
+        self.sent += len(self._pending)
+        self._pending.clear()
+
+
+@asynccontextmanager
+async def open_sender(brokers: str, prefix: str) -> AsyncIterator[Sender]:
+    """A sender; when this is left without an error, all that was sent is acknowledged.
+
+    Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
+    """
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=5, compression_type="snappy",
+                                max_request_size=2 * 1024 * 1024)  # fmt: skip
+    await producer.start()
+    try:
+        sender = Sender(producer, Topics(prefix).events)
+        yield sender
+        await sender.collect()
+    finally:
+        await producer.stop()
 
 
 async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on_progress: Callable[[int], None]) -> Produced:
@@ -44,47 +90,24 @@ async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on
     on_progress(lines): called now and then with the number of lines read.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
-    topic = Topics(prefix).events
-    produced = Produced()
-    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=5, compression_type="snappy",
-                                max_request_size=2 * 1024 * 1024)  # fmt: skip
-    await producer.start()
-    try:
-        pending: list[asyncio.Future[object]] = []
-        number = 0
+    refused: list[tuple[int, str]] = []
+    number = 0
+    async with open_sender(brokers, prefix) as sender:
         for number, line in enumerate(lines, start=1):
             value = line.strip()
             if not value:
                 continue
             try:
-                key = _checked_key(value)
-            except Refused as refused:
-                produced.refused.append((number, str(refused)))
+                # As the worker will read it.
+                event = decode(value, key="any", appended_at=int(time.time() * 1000))
+            except Refused as problem:
+                refused.append((number, str(problem)))
                 continue
-            pending.append(await producer.send(topic, key=key, value=value))
-            if len(pending) >= _IN_FLIGHT:
-                await _collect(pending, produced)
+            await sender.send(event, value)
+            if number % _IN_FLIGHT == 0:
                 on_progress(number)
-        await producer.flush()
-        await _collect(pending, produced)
-        on_progress(number)
-    finally:
-        await producer.stop()
-    return produced
-
-
-def _checked_key(value: bytes) -> bytes:
-    """The key of a valid event: its subject. Raises Refused as the worker would."""
-    event = decode(value, key="any", appended_at=int(time.time() * 1000))
-    return event.entitlement.encode()
-
-
-async def _collect(pending: list[asyncio.Future[object]], produced: Produced) -> None:
-    for metadata in await asyncio.gather(*pending):
-        partition, offset = metadata.partition, metadata.offset  # type: ignore[attr-defined]
-        produced.ends[partition] = max(produced.ends.get(partition, 0), offset + 1)
-    produced.sent += len(pending)
-    pending.clear()
+    on_progress(number)
+    return Produced(sender.sent, refused, sender.ends)
 
 
 async def wait_until_stored(
@@ -105,7 +128,7 @@ async def wait_until_stored(
         outputs = [
             TopicPartition(topic, partition) for topic in (topics.activity, topics.days, topics.alerts) for partition in ends
         ]
-        stored = await _end_offsets(brokers, outputs)
+        stored = await end_offsets(brokers, outputs)
         await _wait_for_group(admin, sink_group(prefix), stored, timeout, "sink", lambda left: None)
 
 
@@ -126,7 +149,16 @@ async def worker_applied(
 async def event_ends(brokers: str, prefix: str, partitions: int) -> dict[int, int]:
     """By partition of `entitlement-events`, the offset after the last event, of those that have any."""
     places = [TopicPartition(Topics(prefix).events, partition) for partition in range(partitions)]
-    return {place.partition: end for place, end in (await _end_offsets(brokers, places)).items() if end}
+    return {place.partition: end for place, end in (await end_offsets(brokers, places)).items() if end}
+
+
+async def partitions_of(brokers: str, topic: str) -> list[int]:
+    """The partitions of a topic; none where there is no such topic."""
+    async with _admin(brokers) as admin:
+        if topic not in await admin.list_topics():
+            return []
+        [found] = await admin.describe_topics([topic])
+        return sorted(partition["partition"] for partition in found["partitions"])
 
 
 async def group_is_stable(brokers: str, group: str) -> bool:
@@ -141,7 +173,28 @@ async def group_is_stable(brokers: str, group: str) -> bool:
         return all(code == 0 and state == "Stable" for code, _, state, *_ in response.groups)
 
 
-async def _end_offsets(brokers: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+async def group_members(brokers: str, group: str) -> int:
+    """How many members a consumer group has."""
+    async with _admin(brokers) as admin:
+        [response] = await admin.describe_consumer_groups([group])
+        return sum(len(members) for _, _, _, _, _, members, *_ in response.groups)
+
+
+async def sink_lag(brokers: str, prefix: str, partitions: int) -> int:
+    """How many records of the worker's output topics are not stored yet."""
+    topics = Topics(prefix)
+    outputs = [
+        TopicPartition(topic, partition)
+        for topic in (topics.activity, topics.days, topics.alerts)
+        for partition in range(partitions)
+    ]
+    ends = await end_offsets(brokers, outputs)
+    async with _admin(brokers) as admin:
+        committed = await _committed(admin, sink_group(prefix), outputs)
+    return sum(max(0, end - committed.get(place, 0)) for place, end in ends.items())
+
+
+async def end_offsets(brokers: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
     """The offset after the last record of each partition.
 
     Taken from fetch responses: asked for the latest offset, the embedded broker gives the first of the last batch + 1.

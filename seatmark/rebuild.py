@@ -1,70 +1,253 @@
-"""Rebuilds the worker's state in an empty changelog topic from the raw log in ClickHouse."""
+"""Makes anew from the raw log in ClickHouse: the worker's state, and on request day rows, levels, alerts and effects.
+
+Day rows, levels and alerts are made in tables of their own, compared with those there are, and exchanged with them at the end.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer
-from clickhouse_connect.driver.client import Client
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 
 from processors.agents import Topics
+from processors.app import worker_group
+from processors.codec import StateRecord, encode_cursor
 from processors.domain.days import Calendar
-from processors.rebuild import RawRow, rebuilt_state
+from processors.incarnation import topic_incarnation
+from processors.outputs import alert_of
+from processors.partitions import partition_of
+from processors.rebuild import Rebuilt, cursor_after_rebuild, rebuilt_elements
+from processors.restate import ChangedRow, restated_rows
+from processors.sink import alerts_table, days_table, marks_table, settled_table
+from schemas.alerts import Alert
+from schemas.days import DayMark, DayRow, Settled
+from schemas.errors import Explained
+from seatmark.produce import group_members, sink_lag
+from seatmark.settings import Settings
+from seatmark.topics import ensure_topics
+from views.raw_log import RawLog
+from views.rebuilt import Comparison, RebuiltTables
+from views.store import connect
 
-# FINAL: a row that was restated stands in the place of its live one.
-_RAW_LOG = "SELECT entitlement, element, epoch, offset, event FROM activity FINAL ORDER BY entitlement"
 _IN_FLIGHT = 20_000
 _BATCH_BYTES = 768 * 1024
 # A record with a very long id, or with many ids of one moment, is larger than a batch.
 _REQUEST_BYTES = 64 * 1024 * 1024
+_FLUSH_ROWS = 50_000
+_DELETION_SECONDS = 30.0
 
 
-async def rebuild_state(
-    client: Client,
-    *,
-    brokers: str,
-    topic_prefix: str,
-    partitions: int,
-    timezone: str,
-    late_after_ms: int,
-    on_progress: Callable[[int, int], None],
-) -> int:
-    """Write the state after the whole raw log to the changelog topic; the number of rows read.
+class RebuildRefused(Explained):
+    """The state cannot be made anew now; the message says what to do first."""
 
-    The topic must be empty and no worker running.
-    on_progress(done, total): called as rows are read.
+
+OnProgress = Callable[[int, int], None]
+
+
+async def prepare_state(settings: Settings, on_progress: OnProgress) -> int:
+    """Before an embedded stack starts: the worker's state to the empty changelog topic; the number of elements.
+
+    What the broker took with it when it died is made good: day rows whose events are stored, and marks. All elements are
+    settled then, for their state is the exact one.
     Raises aiokafka.errors.KafkaError, clickhouse_connect's DatabaseError.
     """
-    total = int(client.query("SELECT count() FROM activity FINAL").result_rows[0][0])
-    if not total:
-        return 0
-    topic = Topics(topic_prefix).changelog
+    client = connect(settings.clickhouse_dsn.get_secret_value())
+    try:
+        log = RawLog(client, Topics(settings.topic_prefix).events)
+        epoch = log.highest_epoch()
+        if not epoch:
+            return 0
+        stored = _Pending(log)
+        count = 0
+        async with _changelog(settings) as send:
+            for element in _rebuilt(log, settings, epoch, on_progress, everything=False):
+                await send(partition_of(element.key[0], settings.partitions), element.records())
+                stored.days += element.lost_days
+                mark = element.lost_mark(settings.timezone)
+                stored.marks += [mark] if mark is not None else []
+                stored.settled.append(element.settled(epoch))
+                stored.flush_if_large()
+                count += 1
+            for partition in range(settings.partitions):
+                await send(partition, [encode_cursor(cursor_after_rebuild(epoch, settings.timezone))])
+        stored.flush()
+        return count
+    finally:
+        client.close()
+
+
+async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[[Comparison], bool]) -> bool:
+    """Make everything anew; whether that was agreed to.
+
+    agreed: asked with what differs before anything is exchanged; False leaves everything as it is.
+    On Kafka the worker must be stopped, and the sink must have stored all that the worker sent.
+    Raises RebuildRefused: worker or sink are not there yet.
+    Raises aiokafka.errors.KafkaError, clickhouse_connect's DatabaseError.
+    """
+    dsn = settings.clickhouse_dsn.get_secret_value()
+    embedded = dsn.startswith("chdb:")
+    if not embedded:
+        await _refuse_while_running(settings)
+    client = connect(dsn)
+    try:
+        log = RawLog(client, Topics(settings.topic_prefix).events)
+        tables = RebuiltTables(client)
+        epoch = log.highest_epoch()
+        tables.make()
+        try:
+            _fill(log, settings, epoch, on_progress)
+            if not agreed(tables.compare()):
+                return False
+            tables.exchange(settings.timezone)
+        finally:
+            tables.drop()
+        _rewrite_effects(log, settings, epoch, on_progress)
+        if not embedded:
+            # The embedded stack makes the state anew at each start.
+            await _rebuild_changelog(log, settings, epoch, on_progress)
+        return True
+    finally:
+        client.close()
+
+
+def _fill(log: RawLog, settings: Settings, epoch: int, on_progress: OnProgress) -> None:
+    pending = _Pending(log, suffix="_rebuilt")
+    for element in _rebuilt(log, settings, epoch, on_progress, everything=True):
+        pending.days += element.days
+        pending.alerts += [alert_of(transition) for transition in element.transitions]
+        pending.flush_if_large()
+    pending.flush()
+
+
+def _rewrite_effects(log: RawLog, settings: Settings, epoch: int, on_progress: OnProgress) -> None:
+    pending = _Pending(log)
+    for element in _rebuilt(log, settings, epoch, on_progress, everything=True):
+        for row in element.changed:
+            row.basis = element.newest
+        pending.changed += element.changed
+        pending.settled.append(element.settled(epoch))
+        pending.flush_if_large()
+    pending.flush()
+
+
+async def _rebuild_changelog(log: RawLog, settings: Settings, epoch: int, on_progress: OnProgress) -> None:
+    topics = Topics(settings.topic_prefix)
+    await _make_changelog_anew(settings, topics.changelog)
+    incarnation = await topic_incarnation(settings.brokers, topics.events)
+    # Of a topic that is still the same, what the raw log holds is applied; of another one, nothing is.
+    offsets = {partition: offset for partition, of, offset in log.progress() if of == incarnation}
+    async with _changelog(settings) as send:
+        for element in _rebuilt(log, settings, epoch, on_progress, everything=True):
+            await send(partition_of(element.key[0], settings.partitions), element.records())
+        for partition in range(settings.partitions):
+            offset = offsets.get(partition)
+            cursor = (
+                cursor_after_rebuild(epoch, settings.timezone)
+                if offset is None
+                else cursor_after_rebuild(epoch, settings.timezone, incarnation, offset)
+            )
+            await send(partition, [encode_cursor(cursor)])
+
+
+def _rebuilt(log: RawLog, settings: Settings, epoch: int, on_progress: OnProgress, *, everything: bool) -> Iterator[Rebuilt]:
+    return rebuilt_elements(
+        log,
+        calendar=Calendar(settings.timezone),
+        late_after_ms=settings.late_after,
+        epoch=epoch,
+        everything=everything,
+        on_progress=on_progress,
+    )
+
+
+@dataclass
+class _Pending:
+    """Rows that wait to be stored. suffix: of the tables that days and alerts go to."""
+
+    log: RawLog
+    suffix: str = ""
+    days: list[DayRow] = field(default_factory=list)
+    marks: list[DayMark] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    changed: list[ChangedRow] = field(default_factory=list)
+
+    def flush_if_large(self) -> None:
+        """Store them if they are many."""
+        if max(len(self.days), len(self.settled), len(self.alerts), len(self.changed)) >= _FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Store them."""
+        self.log.insert("days" + self.suffix, days_table(self.days))
+        self.log.insert("marks", marks_table(self.marks))
+        self.log.insert("settled", settled_table(self.settled))
+        self.log.insert("alerts" + self.suffix, alerts_table(self.alerts))
+        self.log.insert("activity", restated_rows(self.changed))
+        for rows in (self.days, self.marks, self.settled, self.alerts, self.changed):
+            rows.clear()
+
+
+@asynccontextmanager
+async def _changelog(settings: Settings) -> AsyncIterator[Callable[[int, Iterable[StateRecord]], Awaitable[None]]]:
+    """A function that writes records to a partition of the changelog; all are written when the context is left."""
+    topic = Topics(settings.topic_prefix).changelog
     producer = AIOKafkaProducer(
-        bootstrap_servers=brokers,
+        bootstrap_servers=settings.brokers,
         acks="all",
         compression_type="snappy",
         max_batch_size=_BATCH_BYTES,
         max_request_size=_REQUEST_BYTES,
     )
-    await producer.start()
     sent: list[asyncio.Future[object]] = []
+
+    async def send(partition: int, records: Iterable[StateRecord]) -> None:
+        for key, value in records:
+            sent.append(await producer.send(topic, key=key, value=value, partition=partition))
+        if len(sent) > _IN_FLIGHT:
+            await asyncio.gather(*sent)
+            sent.clear()
+
+    await producer.start()
     try:
-        rows = _raw_log(client, total, on_progress)
-        for partition, records in rebuilt_state(rows, Calendar(timezone), late_after_ms, partitions):
-            sent += [await producer.send(topic, key=key, value=value, partition=partition) for key, value in records]
-            if len(sent) > _IN_FLIGHT:
-                await asyncio.gather(*sent)
-                sent.clear()
+        yield send
         await asyncio.gather(*sent)
     finally:
         await producer.stop()
-    return total
 
 
-def _raw_log(client: Client, total: int, on_progress: Callable[[int, int], None]) -> Iterator[RawRow]:
-    done = 0
-    with client.query_row_block_stream(_RAW_LOG, column_formats={"event": "bytes"}) as blocks:
-        for block in blocks:
-            for entitlement, element, epoch, offset, event in block:
-                yield RawRow(entitlement, element, epoch, offset, event)
-            done += len(block)
-            on_progress(done, total)
+async def _refuse_while_running(settings: Settings) -> None:
+    """Raises RebuildRefused: a worker runs, or the sink has not stored all that there is."""
+    group = worker_group(settings.topic_prefix)
+    if await group_members(settings.brokers, group):
+        raise RebuildRefused(f"a worker is running (group {group}): stop all workers, and run this again")
+    behind = await sink_lag(settings.brokers, settings.topic_prefix, settings.partitions)
+    if behind:
+        raise RebuildRefused(
+            f"the sink has still {behind:,} records to store: let it run until it has caught up, and run this again"
+        )
+
+
+async def _make_changelog_anew(settings: Settings, name: str) -> None:
+    """An empty changelog: what it held of elements and holds that are no more must not come back."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+    await admin.start()
+    try:
+        response = await admin.delete_topics([name])
+        for _, code in response.topic_error_codes:
+            if code and for_code(code) is not UnknownTopicOrPartitionError:
+                raise for_code(code)(f"could not delete the topic {name}")
+        deadline = time.monotonic() + _DELETION_SECONDS
+        while name in await admin.list_topics():
+            if time.monotonic() > deadline:
+                raise RebuildRefused(f"the brokers do not delete the topic {name}: delete it, and run this again")
+            await asyncio.sleep(0.2)
+    finally:
+        await admin.close()
+    await ensure_topics(
+        settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions, replication=settings.replication
+    )

@@ -1,5 +1,6 @@
 """Commands that read through the web API: `usage`, `overdrafts`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -7,7 +8,7 @@ import httpx
 import typer
 
 from schemas.errors import Explained
-from seatmark.console import Format, print_csv, print_json, print_rows
+from seatmark.console import Format, print_csv, print_json, print_rows, say
 from seatmark.settings import load_settings
 
 _SECONDS = 60.0
@@ -25,17 +26,33 @@ def usage(
     days: Annotated[int, typer.Option(help="how many days, the last one included")] = 30,
     to: Annotated[str | None, typer.Option(metavar="DAY", help="the last day, such as 2026-01-31; default: today")] = None,
     format: FormatOption = Format.table,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="also draw the graph, to a file .svg or .png")] = None,
 ) -> None:
     """How an entitlement was used: least and greatest level, and the limits, of each day."""
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise typer.BadParameter(f"--plot: expected a file .svg or .png, got {plot}")
     asked = {"element": element, "days": days, "to": to}
     path = f"/api/v1/entitlements/{quote(entitlement, safe='')}/usage"
     document = get(load_settings().url, path, {name: value for name, value in asked.items() if value is not None})
+    if plot is not None:
+        _plot(document, plot)
     if format is Format.json:
         print_json(document)
     elif format is Format.csv:
         print_csv(document["days"])
     else:
         print_usage(document)
+
+
+def _plot(document: dict[str, Any], file: Path) -> None:
+    from views.web.chart import drawn
+
+    image = drawn(document, "png" if file.suffix == ".png" else "svg")
+    try:
+        file.write_bytes(image)
+    except OSError as error:
+        raise ApiFailed(f"cannot write the graph to {file}: {error.strerror}") from error
+    say(f"the graph is in {file}")
 
 
 def print_usage(document: dict[str, Any]) -> None:
@@ -54,11 +71,11 @@ def print_usage(document: dict[str, Any]) -> None:
 
 def overdrafts(format: FormatOption = Format.table) -> None:
     """Who is above the limit now, and by how much."""
-    document = get(load_settings().url, "/api/v1/overdrafts", {})
+    document = get(load_settings().url, "/api/v1/overdrafts", {"now": True})
     if format is Format.json:
         print_json(document)
     elif format is Format.csv:
-        print_csv(document["overdrafts"])
+        print_csv([{name: value for name, value in row.items() if name != "days"} for row in document["overdrafts"]])
     else:
         print_overdrafts(document)
 
@@ -73,16 +90,19 @@ def print_overdrafts(document: dict[str, Any]) -> None:
 
 
 def get(url: str, path: str, parameters: dict[str, Any]) -> Any:
-    """The JSON document at a path of the web API. Raises ApiFailed."""
+    """The JSON document at a path of the web API, asked for with SEATMARK_TOKEN. Raises ApiFailed."""
+    token = load_settings().token.get_secret_value()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        response = httpx.get(url + path, params=parameters, timeout=_SECONDS)
+        response = httpx.get(url + path, params=parameters, headers=headers, timeout=_SECONDS)
     except httpx.TransportError as error:
         raise ApiFailed(f"no answer from {url} ({error}): is Seatmark up? SEATMARK_URL says where it is") from error
     if response.is_success:
         return response.json()
     try:
         problem = response.json()
-        raise ApiFailed(problem.get("detail") or problem["title"])
+        said = problem.get("detail") or problem["title"]
+        raise ApiFailed(f"{said}. SEATMARK_TOKEN is what the command line sends" if response.status_code == 401 else said)
     except (ValueError, KeyError, AttributeError) as error:
         raise ApiFailed(f"{url} answered with {response.status_code}: is that Seatmark?") from error
 

@@ -5,14 +5,17 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from processors.domain.days import Calendar
 from schemas.errors import Explained
 
 PREFIX = "SEATMARK_"
+
+_SECRETS = ("clickhouse_dsn", "token")
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -35,6 +38,28 @@ def _timezone(value: Any) -> Any:
     return Calendar(str(value)).timezone
 
 
+def _clickhouse_dsn(value: SecretStr) -> SecretStr:
+    """Check a DSN's form. The message quotes nothing of it: any part may be one of the password."""
+    dsn = value.get_secret_value()
+    try:
+        parts = urlsplit(dsn)
+        if parts.scheme == "chdb":
+            formed = not parts.netloc and parts.path.startswith("/") and parts.query.partition("=")[0] in ("", "database")
+        else:
+            # Where a password has a / in it, what comes before that is read as host and port, and the rest as the path.
+            # Reading the port raises ValueError where it is no number.
+            formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            formed = formed and "/" not in parts.path.strip("/") and "@" not in parts.path + parts.query
+    except ValueError:
+        formed = False
+    if not formed or "#" in dsn:
+        raise ValueError(
+            "expected chdb:///directory or http(s)://user:password@host:8123/database. In user, password, directory and "
+            "database write # as %23, ? as %3F, @ as %40, % as %25, and a / that is no separator as %2F"
+        )
+    return value
+
+
 Duration = Annotated[int, BeforeValidator(_milliseconds)]
 
 
@@ -47,11 +72,14 @@ class Settings(BaseSettings):
     topic_prefix: str = Field("", pattern=r"^[a-zA-Z0-9._-]*$", description="put in front of every topic's name")
     partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic; the most workers that can share")
     replication: int = Field(1, ge=1, le=10, description="replicas of each topic's partitions; 3 in production")
-    clickhouse_dsn: SecretStr = Field(
+    clickhouse_dsn: Annotated[SecretStr, AfterValidator(_clickhouse_dsn)] = Field(
         SecretStr("http://127.0.0.1:8123/default"),
         description="`chdb:///directory` (in process) or `http(s)://user:password@host:8123/database`",
     )
-    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web API")
+    clickhouse_port: int = Field(
+        8123, ge=1, le=65535, description="port of 127.0.0.1 on which an embedded ClickHouse (`chdb:`) answers other programs"
+    )
+    url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web")
     timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"
     )
@@ -62,10 +90,20 @@ class Settings(BaseSettings):
     lease_grace: Duration = Field(60_000, description="a lease has run out this long after its end")
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
+    auth: Literal["on", "off"] = Field(
+        "on", description="`on`: the web asks for a token (`seatmark tokens make`); `off`: only with a web host of this machine"
+    )
+    token: SecretStr = Field(SecretStr(""), description="the token with which the command line asks the web")
     metrics_port: int = Field(0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none")
     session_timeout: Duration = Field(10_000, description="a worker or sink not heard of for this long loses its partitions")
     rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
     flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
+    restate_interval: Duration = Field(
+        60_000, ge=1000, description="the sink looks this often for days and levels to put right"
+    )
+    audit_interval: Duration = Field(
+        86_400_000, ge=60_000, description="the sink compares all numbers with the exact ones this often"
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, to stderr")
 
 
@@ -91,7 +129,7 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             name = str(problem["loc"][0])
-            shown = "" if name == "clickhouse_dsn" else f" (it is {values.get(name)!r})"
+            shown = "" if name in _SECRETS else f" (it is {values.get(name)!r})"
             problems.append(f"{PREFIX}{name.upper()}: {problem['msg'].removeprefix('Value error, ')}{shown}")
     if problems:
         raise SettingsWrong("\n".join(problems))

@@ -1,5 +1,8 @@
 """Creates the topics of the catalogue, or checks that those there are as it says."""
 
+import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -8,6 +11,11 @@ from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from schemas.errors import Explained
 from schemas.topics import Topic, catalogue
+
+# Compaction of events would drop events, and a changelog without it would lose state.
+_NUMBERS_DEPEND_ON = "cleanup.policy"
+# After `seatmark topics`, until all brokers know them.
+_NEW_TOPIC_SECONDS = 5.0
 
 
 class TopicsWrong(Explained):
@@ -38,11 +46,31 @@ async def ensure_topics(brokers: str, *, prefix: str, partitions: int, replicati
         if missing:
             await _create(admin, missing, prefix, partitions, replication)
         present = [topic for topic in wanted if prefix + topic.name in there]
-        counts = await _check(admin, present, prefix, partitions) if present else {}
+        counts = await _check(admin, present, prefix, partitions, lambda setting: True) if present else {}
         return [
             TopicResult(prefix + topic.name, counts.get(topic.name, partitions), created=prefix + topic.name not in there)
             for topic in wanted
         ]
+    finally:
+        await admin.close()
+
+
+async def check_topics(brokers: str, *, prefix: str, partitions: int) -> None:
+    """Before a worker starts: refuse topics on which its numbers would be wrong. Other settings may differ from the catalogue.
+
+    Raises TopicsWrong: a topic is missing, or has another number of partitions or another `cleanup.policy` than it must have.
+    Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    try:
+        wanted = catalogue()
+        deadline = time.monotonic() + _NEW_TOPIC_SECONDS
+        while missing := {prefix + topic.name for topic in wanted} - set(await admin.list_topics()):
+            if time.monotonic() > deadline:
+                raise TopicsWrong(f"these topics are missing: {', '.join(sorted(missing))}. Create them with `seatmark topics`")
+            await asyncio.sleep(0.1)
+        await _check(admin, wanted, prefix, partitions, lambda setting: setting == _NUMBERS_DEPEND_ON)
     finally:
         await admin.close()
 
@@ -58,7 +86,9 @@ async def _create(admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, 
             raise error(f"could not create the topic {name}: {message[0] if message else ''}")
 
 
-async def _check(admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, partitions: int) -> dict[str, int]:
+async def _check(
+    admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, partitions: int, matters: Callable[[str], bool]
+) -> dict[str, int]:
     wrong: list[str] = []
     counts: dict[str, int] = {}
     for found in await admin.describe_topics([prefix + topic.name for topic in topics]):
@@ -75,8 +105,11 @@ async def _check(admin: AIOKafkaAdminClient, topics: list[Topic], prefix: str, p
         for key, value in topic.config.items():
             found_value = found_settings.get(key)
             # A setting that the broker does not know, and so does not tell, cannot be compared.
-            if found_value is not None and found_value != value:
-                wrong.append(f"{prefix + topic.name}: {key} is {found_value}, expected {value}. Alter the topic's setting")
+            if matters(key) and found_value is not None and found_value != value:
+                lost = "; what it should have kept may be gone: then run `seatmark rebuild`" if value == "compact" else ""
+                wrong.append(
+                    f"{prefix + topic.name}: {key} is {found_value}, expected {value}. Alter the topic's setting{lost}"
+                )
     if wrong:
         raise TopicsWrong("\n".join(wrong))
     return counts

@@ -1,7 +1,9 @@
 """What all tests share: the fixtures with running brokers and stores, and how hypothesis draws."""
 
 import os
+import random
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.fixtures_brokers", "tests.fixtures_stores"]
@@ -9,4 +11,12 @@ pytest_plugins = ["tests.fixtures_brokers", "tests.fixtures_stores"]
 # In CI the same examples each time, so that a change fails for what it changed; elsewhere new ones, which find more.
 settings.register_profile("ci", derandomize=True)
 settings.register_profile("here", print_blob=True)
+# pytest --hypothesis-profile=long: for hours, where a test leaves the number of its examples to the profile.
+settings.register_profile("long", max_examples=20_000, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--vendor-events", type=int, default=5000, help="how many events tests/test_vendor.py sends")
+    seed = 1 if os.environ.get("CI") else random.randrange(2**32)
+    parser.addoption("--vendor-seed", type=int, default=seed, help="which events these are")

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from tests.chdb_http import ChdbHttp
+from seatmark.chdb_http import ChdbHttp
 from views.migrate import migrate
-from views.store import connect
+from views.store import chdb_dsn, connect
 
 
 @pytest.fixture(scope="session")
 def chdb_http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChdbHttp]:
-    """The engine, with its HTTP front. The front's user has a password."""
-    with ChdbHttp(tmp_path_factory.mktemp("clickhouse"), user="seatmark", password="p@ss'word") as server:
+    """The engine, with its HTTP interface as a server's: its user has a password and may do everything."""
+    directory = tmp_path_factory.mktemp("clickhouse")
+    with ChdbHttp(directory, 0, user="seatmark", password="p@ss'word", unrestricted=True) as server:
         yield server
 
 
@@ -29,7 +30,7 @@ def new_database(request: pytest.FixtureRequest, chdb_http: ChdbHttp) -> Callabl
 
     def dsn() -> str:
         database = f"test_{uuid.uuid4().hex}"
-        return chdb_http.dsn(database) if request.param == "http" else f"chdb://{chdb_http.path}?database={database}"
+        return chdb_http.dsn(database) if request.param == "http" else f"{chdb_dsn(chdb_http.directory)}?database={database}"
 
     return dsn
 

@@ -1,4 +1,4 @@
-"""A worker as a process of its own, as in production, for tests that kill it."""
+"""Worker and sink as processes of their own, as in production, for tests that kill them."""
 
 import os
 import signal
@@ -21,13 +21,13 @@ def settings_of(bootstrap: str, prefix: str, partitions: int) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """`seatmark worker`, running."""
+    """`seatmark worker`, or another part, running."""
 
-    def __init__(self, settings: Mapping[str, str], log: Path) -> None:
+    def __init__(self, settings: Mapping[str, str], log: Path, part: str = "worker") -> None:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "seatmark", "worker"],
+                [sys.executable, "-m", "seatmark", part],
                 env={**os.environ, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -56,9 +56,16 @@ class WorkerProcess:
 @contextmanager
 def running_worker(settings: Mapping[str, str], log: Path) -> Iterator[WorkerProcess]:
     """A worker that is gone at the end, whatever happens."""
-    worker = WorkerProcess(settings, log)
-    try:
+    with running("worker", settings, log) as worker:
         yield worker
+
+
+@contextmanager
+def running(part: str, settings: Mapping[str, str], log: Path) -> Iterator[WorkerProcess]:
+    """A part that is gone at the end, whatever happens."""
+    process = WorkerProcess(settings, log, part)
+    try:
+        yield process
     finally:
-        if worker.poll() is None:
-            worker.kill()
+        if process.poll() is None:
+            process.kill()

@@ -50,8 +50,9 @@ def migrate(dsn: str, timezone: str) -> None:
         _Cluster(dsn).apply(MIGRATIONS)
         client = connect(dsn)
         try:
-            _set_timezone(client, timezone)
-            _write_calendar(client, calendar)
+            _refuse_other_timezone(client, timezone)
+            set_timezone(client, timezone)
+            write_calendar(client, calendar)
         finally:
             client.close()
     except DatabaseError as error:
@@ -90,19 +91,27 @@ class _Cluster(ClickhouseCluster):  # type: ignore[misc]
         return ClickhouseConnectConnection(client)
 
 
-def _set_timezone(client: Client, timezone: str) -> None:
+def _stored_timezone(client: Client) -> str | None:
     stored = client.query("SELECT value FROM settings FINAL WHERE name = 'timezone'").result_rows
-    if stored and stored[0][0] == timezone:
-        return
-    if stored and client.query("SELECT 1 FROM days LIMIT 1").result_rows:
+    return stored[0][0] if stored else None
+
+
+def _refuse_other_timezone(client: Client, timezone: str) -> None:
+    stored = _stored_timezone(client)
+    if stored not in (None, timezone) and client.query("SELECT 1 FROM days LIMIT 1").result_rows:
         raise TimezoneChanged(
-            f"the stored days are those of the time zone {stored[0][0]}, but SEATMARK_TIMEZONE is {timezone}: "
-            f"set it back to {stored[0][0]}, or rebuild the store with the new one"
+            f"the stored days are those of the time zone {stored}, but SEATMARK_TIMEZONE is {timezone}: "
+            f"set it back to {stored}, or run `seatmark rebuild` with the new one"
         )
-    client.insert_arrow("settings", pa.table({"name": ["timezone"], "value": [timezone], "written_at": _now(1)}))
 
 
-def _write_calendar(client: Client, calendar: Calendar) -> None:
+def set_timezone(client: Client, timezone: str) -> None:
+    """Keep the name of the reporting time zone."""
+    if _stored_timezone(client) != timezone:
+        client.insert_arrow("settings", pa.table({"name": ["timezone"], "value": [timezone], "written_at": _now(1)}))
+
+
+def write_calendar(client: Client, calendar: Calendar) -> None:
     """Write the days whose bounds are not the stored ones: all at first, later those that new rules move."""
     stored = {
         day: (start, end)

@@ -1,13 +1,16 @@
 """The store: named queries (views/queries/*.sql) against ClickHouse, a server or the engine inside this process.
 
 A data source name (DSN) says which: `http(s)://user:password@host:8123/database`, or `chdb:///directory`, which one
-process at a time can open. Both speak the same SQL. `?database=name` names a database inside the directory.
+process at a time can open. Both speak the same SQL. `?database=name` names a database inside the directory. In a DSN, what
+has a meaning of its own there (such as #, ? and @) is written as %23, %3F and %40.
 """
 
-import threading
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -19,22 +22,53 @@ _QUERIES = Path(__file__).parent / "queries"
 
 # ClickHouse's numbers of errors: UNKNOWN_TABLE, UNKNOWN_DATABASE.
 _NOT_MIGRATED = {60, 81}
+# TIMEOUT_EXCEEDED, TOO_SLOW, MEMORY_LIMIT_EXCEEDED.
+_TOO_MUCH = {159, 160, 241}
 # UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, ACCESS_DENIED, AUTHENTICATION_FAILED.
 _REFUSED = {192, 193, 194, 497, 516}
+# Seconds that one query may take: somebody waits for it.
+_QUERY_SETTINGS = {"max_execution_time": 30}
+
+
+class QueryTooLarge(Explained):
+    """ClickHouse gave a query up: it took too long, or too much memory."""
 
 
 class StoreUnavailable(Explained):
     """ClickHouse does not answer, or not to us. The message names the host and what to do, never the password."""
 
 
+def chdb_dsn(directory: Path) -> str:
+    """The DSN of the embedded ClickHouse in a directory."""
+    return f"chdb://{quote(str(directory.absolute()))}"
+
+
+def chdb_directory(dsn: str) -> str:
+    """The directory that a `chdb:` DSN names, spelled as the engine knows it: of two spellings it would make two.
+
+    Raises StoreUnavailable: it is the DSN of a server; or chDB cannot open the directory, because it takes what follows a
+    question mark for options.
+    """
+    parts = urlsplit(dsn)
+    if parts.scheme != "chdb":
+        raise StoreUnavailable(f"{address_of(dsn)} is a server: expected an embedded ClickHouse, chdb:///directory")
+    directory = os.path.realpath(unquote(parts.path))
+    if "?" in directory:
+        raise StoreUnavailable(
+            f"the embedded ClickHouse cannot use the directory {directory}: choose one without a question mark in its path"
+        )
+    return directory
+
+
 def connect(dsn: str) -> Client:
     """A client for one thread. Opening one costs some queries: keep it.
 
-    Raises StoreUnavailable: nobody answers there, or the user or the database is refused.
+    Raises StoreUnavailable: nobody answers there, the user or the database is refused, or the directory cannot be opened.
     """
     try:
         if dsn.startswith("chdb:"):
-            return clickhouse_connect.get_client(dsn=dsn)
+            # The client would take the directory as it is written in the DSN.
+            return clickhouse_connect.get_client(dsn=urlunsplit(urlsplit(dsn)._replace(path="")), path=chdb_directory(dsn))
         # Without a session, calls do not have to wait for each other on the server. The scheme is named again because
         # the client does not take it from the DSN.
         return clickhouse_connect.get_client(
@@ -45,15 +79,16 @@ def connect(dsn: str) -> Client:
 
 
 class Store:
-    """Runs the named queries. Safe to share between threads: each gets a client of its own."""
+    """Runs the named queries. Safe to share between threads: a client is used by one of them at a time.
+
+    It has as many clients as queries ran at once, and keeps them.
+    """
 
     def __init__(self, dsn: str) -> None:
         """Nothing is opened before the first query."""
         self._dsn = dsn
         self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
-        self._of_this_thread = threading.local()
-        self._clients: list[Client] = []
-        self._opening = threading.Lock()
+        self._idle: list[Client] = []
 
     @property
     def address(self) -> str:
@@ -66,37 +101,40 @@ class Store:
         name: a file of views/queries without `.sql`.
         parameters: for each `{parameter:Type}` in it; bound by ClickHouse, never pasted into the text.
         Raises StoreUnavailable: ClickHouse does not answer, or has no tables yet.
+        Raises QueryTooLarge: it took longer than 30 seconds, or too much memory.
         Raises KeyError: no such query.
         """
         text = self._queries[name]
-        client = self._client()
-        try:
-            return list(client.query(text, parameters=parameters).named_results())
-        except DatabaseError as error:
-            raise explained(self._dsn, error) from error
+        with self._client() as client:
+            try:
+                return list(client.query(text, parameters=parameters, settings=_QUERY_SETTINGS).named_results())
+            except DatabaseError as error:
+                raise explained(self._dsn, error) from error
 
     def close(self) -> None:
-        """Close the clients of all threads. An embedded store can then be opened by another process."""
-        with self._opening:
-            while self._clients:
-                self._clients.pop().close()
-            self._of_this_thread = threading.local()
+        """Close the clients; no query may be running. An embedded store can then be opened by another process."""
+        while self._idle:
+            self._idle.pop().close()
 
-    def _client(self) -> Client:
-        client: Client | None = getattr(self._of_this_thread, "client", None)
-        if client is None:
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        """A client that nobody else uses meanwhile."""
+        # Taking from and appending to a list's end are one step each, whatever other threads do.
+        try:
+            client = self._idle.pop()
+        except IndexError:
             client = connect(self._dsn)
-            with self._opening:
-                self._clients.append(client)
-            self._of_this_thread.client = client
-        return client
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
 
 def address_of(dsn: str) -> str:
     """What may be shown of a DSN: scheme, host and port, or the directory."""
     parts = urlsplit(dsn)
     if parts.scheme == "chdb":
-        return f"chdb://{parts.path}"
+        return f"chdb://{unquote(parts.path)}"
     host = parts.hostname or ""
     return f"{parts.scheme}://{host}:{parts.port}" if parts.port else f"{parts.scheme}://{host}"
 
@@ -110,6 +148,8 @@ def explained(dsn: str, error: DatabaseError) -> Exception:
         )
     if error.code in _NOT_MIGRATED:
         return StoreUnavailable(f"ClickHouse at {address} lacks Seatmark's tables: run the migrations")
+    if error.code in _TOO_MUCH:
+        return QueryTooLarge("that is too much to answer at once: ask for fewer days, or for one entitlement")
     if isinstance(error, ProgrammingError) and dsn.startswith("chdb:"):
         return StoreUnavailable(
             f"cannot open the embedded ClickHouse at {address}: another process has it open, or its directory cannot "

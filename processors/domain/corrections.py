@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from processors.domain.element import Element
 from processors.domain.holds import Hold
 from processors.domain.overdraft import Terms, terms_of
+from schemas.corrections import HOLDS_PER_PART
 from schemas.events import CorrectedHold, CorrectedTerms, Correction, ElementTerms, Overdraft
-
-# A correction of more holds comes in parts, each well within the size of an event.
-HOLDS_PER_PART = 1000
 
 
 @dataclass

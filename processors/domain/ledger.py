@@ -172,6 +172,15 @@ class Ledger:
         transition = _transition(head, event, t)
         return _outcome(head, t, effect=effect, delta=level - before, transition=transition)
 
+    def open_day(self, entitlement: str, name: str, start: int) -> None:
+        """Bring an element to the first instant (ms) of a day, which so gets a row even if it has no events."""
+        element = self.elements[entitlement, name]
+        self._day_at(element, start)
+        element.day_changed = True
+        if not element.changed:
+            element.changed = True
+            self._changed.append(element)
+
     def take_changes(self) -> Changes:
         """What changed since the last call; the ledger then counts it as taken."""
         heads: list[Head] = []

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.flexnet import FlexNetReader, NoDateError, Summary
+from connectors.flexnet import FilesOverlap, FlexNetReader, LogFile, NoDateError, NotALog, Summary, look_at, oldest_first
+from processors.domain.days import Calendar
+from processors.domain.ledger import Ledger
+from schemas.events import decode
 
 UTC = ZoneInfo("UTC")
 PARIS = ZoneInfo("Europe/Paris")
@@ -217,6 +220,70 @@ def test_quantity_and_reason(line: str, quantity: int, reason: str | None) -> No
     assert (event["data"]["quantity"], event["data"].get("reason")) == (quantity, reason)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("DENIED: 2 solver to bob@w", ("solver", "bob", "w", "bob@w", 2, None)),
+        ('DENIED: 12 "solver v2" to Ann Lee@w:0.0', ("solver v2", "Ann Lee", "w", "Ann Lee@w/0.0", 12, None)),
+        ("DENIED: 3 solver to bob", ("solver", "bob", None, "bob", 3, None)),
+        (
+            "DENIED: 2 solver to bob@w (Licensed number of users already reached. (-4,342))",
+            ("solver", "bob", "w", "bob@w", 2, "Licensed number of users already reached. (-4,342)"),
+        ),
+        # A feature may be named by a number.
+        ("DENIED: 2 bob@w", ("2", "bob", "w", "bob@w", 1, None)),
+    ],
+)
+def test_a_denial_may_begin_with_the_count(line: str, expected: tuple[str, str, str | None, str, int, str | None]) -> None:
+    [event], summary = read(on("3/8/2021", f"9:00:00 (vendord) {line}"))
+    data = event["data"]
+    assert (
+        data["element"], data["user"], data.get("host"), data["seat_id"], data["quantity"], data.get("reason")
+    ) == expected  # fmt: skip
+    assert not summary.unreadable
+
+
+def test_with_a_count_the_user_may_be_without_a_host() -> None:
+    assert seats('OUT: "f" bob (3 licenses)', 'IN: "f" bob (1 licenses) (INACTIVE)', 'IN: "f" bob (2 licenses)') == [
+        ("checked_out", "bob", 3),
+        ("returned", "bob", 1),
+        ("returned", "bob", 2),
+    ]
+
+
+def test_requests_that_change_no_units_are_counted_by_kind() -> None:
+    events, summary = read(
+        on(
+            "3/8/2021",
+            '9:00:00 (vendord) QUEUED: "f" bob@w  (2 licenses)',
+            '9:00:01 (vendord) DEQUEUED: "f" bob@w  (2 licenses)',
+            '9:00:02 (vendord) UNSUPPORTED: "g" (PORT_AT_HOST_PLUS   ) bob@w  (No such feature exists. (-5,346))',
+            '9:00:03 (vendord) UPGRADE: "f" bob@w',
+            "9:00:04 (vendord) EXPIRED: h",
+        )
+    )
+    assert not events
+    assert summary.skipped == Counter(TIMESTAMP=1, QUEUED=1, DEQUEUED=1, UNSUPPORTED=1, UPGRADE=1, EXPIRED=1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "9:00:00 (vendord) OUT: solver by bob@w (3 licenses)",
+        "9:00:00 (vendord) IN server died: solver by bob@w (3 licenses) (used: 0:01:12:00)",
+        "9:00:00 (vendord) DENIED: solver to bob@w",
+        '9:00:00.123 (vendord) OUT: "solver" bob@w',
+        '2021-03-08T09:00:00.123+0100 (vendord) OUT: "solver" bob@w',
+    ],
+)
+def test_what_no_log_showed_is_told_and_not_guessed(line: str) -> None:
+    events, summary = read(on("3/8/2021", line))
+    assert not events
+    [(number, text)] = summary.unreadable
+    assert number == 2
+    assert text in line
+
+
 def test_check_in_finds_the_hold_of_its_checkout() -> None:
     assert seats('OUT: "f" ann@h1:0', 'OUT: "f" ann@h1:1', 'IN: "f" ann@h1:1') == [
         ("checked_out", "ann@h1/0", 1),
@@ -239,7 +306,7 @@ def test_parts_of_one_check_in_have_distinct_ids() -> None:
     lines = ['OUT: "f" ann@h1:0', 'OUT: "f" ann@h1:1', 'IN: "f" ann@h1  (2 licenses)']
     events, summary = read(on("3/8/2021", *(f"9:00:00 (vendord) {line}" for line in lines)))
     key = ("2021-03-08T09:00:00", "vendord", lines[2], 0)
-    assert [event["id"] for event in events[2:]] == [event_id(*key), event_id(*key, "ann@h1/1")]
+    assert [event["id"] for event in events[2:]] == [event_id(*key, "ann@h1/0"), event_id(*key, "ann@h1/1")]
     assert not summary.open_units
 
 
@@ -538,6 +605,111 @@ def test_reading_twice_and_overlapping_files_give_equal_ids() -> None:
 def test_the_process_number_of_a_daemon_is_not_part_of_its_source() -> None:
     [event], _ = read(on("3/8/2021", '9:00:00 (demo[24341]) OUT: "f1" ann@h1'))
     assert event["source"] == "/flexnet/demo"
+
+
+# Rotated files
+
+FIRST = """\
+20:00:00 (lmgrd) TIMESTAMP 3/7/2021
+21:00:00 (MLM) OUT: "f" ann@h1:0
+21:00:00 (MLM) OUT: "f" ann@h1:0
+22:00:00 (MLM) OUT: "f" bob@h2
+22:00:00 (ugs) OUT: "g" carl@h3  (4 licenses)
+""".splitlines(keepends=True)
+SECOND = """\
+ 0:30:00 (MLM) IN: "f" bob@h2
+ 1:00:00 (MLM) IN: "f" ann@h1  (2 licenses)
+ 2:00:00 (lmgrd) TIMESTAMP 3/8/2021
+ 3:00:00 (ugs) Server started on lic1 for: g
+ 4:00:00 (MLM) OUT: "f" bob@h2
+""".splitlines(keepends=True)
+
+
+def looked_at(**files: list[str]) -> list[LogFile]:
+    return [look_at(name, lines) for name, lines in files.items()]
+
+
+def names(files: list[LogFile]) -> list[str]:
+    return [file.name for file in files]
+
+
+def exact_levels(arrivals: list[Event]) -> dict[str, int]:
+    """The level of each element by the exact fold: each event once, the first arrival of an id counts, in order of time."""
+    first: dict[tuple[str, str], Event] = {}
+    for event in arrivals:
+        first.setdefault((event["source"], event["id"]), event)
+    ledger = Ledger(Calendar("UTC"), 3_600_000)
+    levels: dict[str, int] = {}
+    for position, event in enumerate(sorted(first.values(), key=lambda event: event["time"])):
+        for outcome in ledger.apply(decode(json.dumps(event).encode(), key="any", appended_at=None), position):
+            levels[outcome.element] = outcome.level
+    return levels
+
+
+def test_files_of_a_rotated_log_are_read_as_one() -> None:
+    events, summary = read(FIRST + SECOND)
+    assert [short(event) for event in events[4:]] == [
+        ("2021-03-08T00:30:00.000Z", "returned", "f", "bob@h2", 1),
+        # The check-in does not say the display: it gives back what went out with one, in the file before.
+        ("2021-03-08T01:00:00.000Z", "returned", "f", "ann@h1/0", 2),
+        ("2021-03-08T03:00:00.000Z", "returned", "g", "carl@h3", 4),
+        ("2021-03-08T04:00:00.000Z", "checked_out", "f", "bob@h2", 1),
+    ]
+    assert summary.open_units == Counter({"f": 1})
+
+
+def test_a_file_alone_has_the_ids_of_the_whole_log() -> None:
+    whole = {event["id"]: event for event in read(FIRST + SECOND)[0]}
+    assert all(whole[event["id"]] == event for event in read(FIRST)[0])
+    alone = read(SECOND)[0]
+    assert [short(event)[1:] for event in alone if event["id"] not in whole] == [("returned", "f", "ann@h1", 2)]
+    assert all(whole[event["id"]] == event for event in alone if event["id"] in whole)
+
+
+@pytest.mark.parametrize("before", [FIRST, SECOND, FIRST + SECOND], ids=["the first", "the second", "both"])
+def test_files_imported_alone_and_then_together_leave_nothing_open_and_nothing_double(before: list[str]) -> None:
+    assert exact_levels(read(before)[0] + read(FIRST + SECOND)[0]) == {"f": 1, "g": 0}
+
+
+def test_files_are_put_in_the_order_in_which_they_were_written() -> None:
+    third = ["9:00:00 (lmgrd) TIMESTAMP 3/8/2021", '9:00:01 (MLM) IN: "f" bob@h2']
+    assert names(oldest_first(looked_at(c=third, a=FIRST, b=SECOND))) == ["a", "b", "c"]
+    # Its lines before the date are dated back from it, so it begins on the day before.
+    [file] = looked_at(b=["23:50:00 (MLM) hm", *SECOND])
+    assert (file.lines, file.times) == (6, (datetime(2021, 3, 7, 23, 50), datetime(2021, 3, 8, 4)))
+
+
+def test_where_a_file_says_no_date_all_are_read_as_given() -> None:
+    undated = ['9:00:00 (MLM) OUT: "f" ann@h1']
+    files = looked_at(a=FIRST, u=undated, b=["9:00:00 (lmgrd) TIMESTAMP 3/9/2021"])
+    assert names(oldest_first(files)) == ["a", "u", "b"]
+    with pytest.raises(FilesOverlap, match="oldest first"):
+        oldest_first(files[::-1])
+    # An empty one has no place, and takes none from the others.
+    assert names(oldest_first(looked_at(b=SECOND, empty=[], a=FIRST)))[-2:] == ["a", "b"]
+
+
+def test_a_file_that_is_no_log_is_refused() -> None:
+    with pytest.raises(NotALog, match=r"lmgrd.log.2.gz has no line such as"):
+        look_at("lmgrd.log.2.gz", ["\x1f\ufffd\x08 ...\n", "\n"])
+
+
+def test_files_that_overlap_are_refused() -> None:
+    with pytest.raises(FilesOverlap, match=r"b begins at 2021-03-07 21:00:00, before a ends at 2021-03-07 22:00:00"):
+        oldest_first(looked_at(a=FIRST, b=FIRST[1:] + SECOND))
+    with pytest.raises(FilesOverlap):
+        oldest_first(looked_at(a=FIRST, b=FIRST))
+    # Daemons log a few seconds out of order: that is no overlap.
+    late = ["21:59:58 (ugs) TIMESTAMP 3/7/2021"]
+    assert names(oldest_first(looked_at(a=FIRST, b=late))) == ["a", "b"]
+
+
+@given(cut=st.integers(0, len(LINUX.splitlines())), log=st.sampled_from([LINUX, "".join(FIRST + SECOND)]))
+def test_wherever_a_log_is_cut_its_files_read_as_one(cut: int, log: str) -> None:
+    lines = log.splitlines(keepends=True)
+    files = {"older": lines[:cut], "newer": lines[cut:]}
+    order = names(oldest_first(looked_at(**files)))
+    assert read([line for name in order for line in files[name]]) == read(lines)
 
 
 # Restart

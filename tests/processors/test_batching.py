@@ -1,12 +1,16 @@
 """What processors/batching.py takes for granted of Faust and aiokafka: a version that moves one of these fails here."""
 
+import asyncio
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import aiokafka
 import faust
 import pytest
+from aiokafka.consumer.fetcher import Fetcher, OffsetResetStrategy
+from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.stores.base import Store
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
@@ -14,7 +18,15 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 from mode.utils.queues import FlowControlEvent
 
-from processors.batching import FETCH_WAIT_MS, MAX_CHUNK_RECORDS, ChangelogStore, ChunkApp, ChunkConsumer, ChunkTransport
+from processors.batching import (
+    FETCH_WAIT_MS,
+    MAX_CHUNK_RECORDS,
+    ChangelogStore,
+    ChunkApp,
+    ChunkConsumer,
+    ChunkTransport,
+    OffsetGone,
+)
 
 EVENTS, CHANGELOG = TP("entitlement-events", 0), TP("ledger-changelog", 0)
 
@@ -31,12 +43,14 @@ def test_versions_are_the_ones_this_was_written_for() -> None:
         (BaseConsumer, "_wait_next_records", ["self", "timeout"]),
         (BaseConsumer, "_add_gap", ["self", "tp", "offset_from", "offset_to"]),
         (BaseConsumer, "_new_offset", ["self", "tp"]),
-        (BaseConsumer, "perform_seek", ["self"]),
         (BaseConsumer, "_is_changelog_tp", ["self", "tp"]),
         (Consumer, "_new_consumer_thread", ["self"]),
         (Consumer, "seek_to_committed", ["self"]),
         (Consumer, "_getmany", ["self", "active_partitions", "timeout"]),
         (Consumer, "_commit", ["self", "offsets"]),
+        (Consumer, "seek_wait", ["self", "partitions"]),
+        (Consumer, "earliest_offsets", ["self", "partitions"]),
+        (Consumer, "verify_event_path", ["self", "now", "tp"]),
         (AIOKafkaConsumerThread, "_create_worker_consumer", ["self", "transport"]),
         (AIOKafkaConsumerThread, "seek_wait", ["self", "partitions"]),
         (faust.App, "_new_transport", ["self"]),
@@ -54,8 +68,13 @@ def test_the_override_points_are_there(owner: Any, name: str, parameters: list[s
 def test_the_transport_names_the_consumer_class() -> None:
     assert Transport.Consumer is Consumer
     assert ChunkTransport.Consumer is ChunkConsumer
-    app = ChunkApp("x", broker="kafka://127.0.0.1:1", resume_offset=lambda tp: None)
-    assert isinstance(app.transport, ChunkTransport)
+    assert isinstance(chunk_app().transport, ChunkTransport)
+
+
+def chunk_app() -> ChunkApp:
+    async def check_topics() -> None: ...
+
+    return ChunkApp("x", broker="kafka://127.0.0.1:1", resume_offset=lambda tp, committed: None, check_topics=check_topics)
 
 
 def test_the_fetch_waits_as_long_as_we_say() -> None:
@@ -70,18 +89,81 @@ def test_recovery_asks_the_store_at_each_assignment_and_reads_on_from_what_it_sa
     assert store.persisted_offset(CHANGELOG) == -1
 
 
-class Chunks(ChunkConsumer):
-    """A chunk consumer without a broker: what was fetched is given, what is asked of it is noted."""
+def test_recovery_has_partitions_sought_once_all_of_the_changelog_was_given_to_the_table() -> None:
+    completed = inspect.getsource(Recovery.on_recovery_completed)
+    assert 0 < completed.index("table.on_recovery_completed(") < completed.index("consumer.perform_seek()")
+    assert "await self.seek_to_committed()" in inspect.getsource(BaseConsumer.perform_seek)
+    # And nobody else calls it but the method that is overridden.
+    callers = [module for module in faust_modules() if "perform_seek()" in module]
+    assert len(callers) == 2
+    assert sum(module.count("self.perform_seek()") for module in callers) == 1
+    assert "self.perform_seek()" in inspect.getsource(BaseConsumer.getmany)
 
-    def __init__(self, fetched: dict[TP, list[Any]], *, flow_active: bool = True) -> None:
-        tables = SimpleNamespace(changelog_topics={CHANGELOG.topic})
-        self.app = SimpleNamespace(consumer_generation_id=1, tables=tables, rebalancing=False)
+
+def faust_modules() -> list[str]:
+    return [file.read_text("utf-8") for file in Path(inspect.getfile(faust)).parent.rglob("*.py")]
+
+
+def test_recovery_begins_before_the_first_record_that_there_is() -> None:
+    """Which `seek_wait` puts right; with a reset to the earliest offset the broker would."""
+    assert "tp: offset - 1 if offset is not None" in inspect.getsource(Recovery._build_offsets)
+    assert "consumer.seek_wait(new_offsets)" in inspect.getsource(Recovery._seek_offsets)
+
+
+def test_an_offset_that_is_gone_is_an_error() -> None:
+    assert chunk_app().conf.consumer_auto_offset_reset == "none"
+    assert "auto_offset_reset=conf.consumer_auto_offset_reset" in inspect.getsource(
+        AIOKafkaConsumerThread._create_worker_consumer
+    )
+    assert OffsetResetStrategy.from_str("none") == OffsetResetStrategy.NONE
+    assert "OffsetOutOfRangeError({tp: fetch_offset})" in inspect.getsource(Fetcher._proc_fetch_request)
+
+
+class Thread:
+    """The consumer's thread without a broker: offsets that are given, and what was asked of it."""
+
+    def __init__(self, committed: dict[TP, int | None], first: dict[TP, int]) -> None:
+        self.offsets = committed
+        self.first = first
+        self.sought: dict[TP, int] = {}
+        self.commits: dict[TP, int] = {}
+
+    async def seek_to_committed(self) -> dict[TP, int | None]:
+        return self.offsets
+
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        return {tp: self.first[tp] for tp in partitions}
+
+    async def seek_wait(self, partitions: dict[TP, int]) -> None:
+        self.sought |= partitions
+
+    async def commit(self, offsets: dict[TP, int]) -> bool:
+        self.commits |= offsets
+        return True
+
+
+class Chunks(ChunkConsumer):
+    """A chunk consumer without a broker: what was fetched is given, or raised; what is asked of it is noted."""
+
+    def __init__(self, fetched: dict[TP, list[Any]] | Exception, *, flow_active: bool = True, sought: bool = True) -> None:
+        self.app = SimpleNamespace(
+            consumer_generation_id=1,
+            rebalancing=False,
+            tables=SimpleNamespace(changelog_topics={CHANGELOG.topic}),
+            check_topics=self.check_topics,
+            resume_offset=lambda tp, committed: self.resume.get(tp),
+        )
         self.fetched = fetched
         self.flow_active = flow_active
-        self.sought = 0
+        self.checks = 0
+        self.changed: Exception | None = None
+        self.resume: dict[TP, int] = {}
+        self._thread = Thread({EVENTS: None, CHANGELOG: None}, {EVENTS: 0, CHANGELOG: 0})
         self._buffered_partitions: set[TP] = set()
         self._acked: dict[TP, list[int]] = {EVENTS: []}
         self._acked_index: dict[TP, set[int]] = {EVENTS: set()}
+        self._fetching = asyncio.Lock()
+        self._sought_in_generation = 1 if sought else None
 
     should_stop = False
 
@@ -89,14 +171,20 @@ class Chunks(ChunkConsumer):
         """Not in a test."""
 
     async def _wait_next_records(self, timeout: float) -> Any:
+        if isinstance(self.fetched, Exception):
+            raise self.fetched
         return self.fetched, set(self.fetched)
 
-    async def perform_seek(self) -> None:
-        self.sought += 1
+    async def check_topics(self) -> None:
+        self.checks += 1
+        if self.changed is not None:
+            raise self.changed
 
 
-def records(count: int) -> list[Any]:
-    return [SimpleNamespace(offset=n, timestamp=n, timestamp_type=1, serialized_value_size=3) for n in range(count)]
+def records(count: int, first: int = 0) -> list[Any]:
+    return [
+        SimpleNamespace(offset=n, timestamp=n, timestamp_type=1, serialized_value_size=3) for n in range(first, first + count)
+    ]
 
 
 async def chunks_of(consumer: Chunks) -> list[tuple[TP, int, int]]:
@@ -118,10 +206,136 @@ async def test_a_large_fetch_of_events_is_cut_and_one_of_the_changelog_never() -
     assert await chunks_of(Chunks({CHANGELOG: many})) == [(CHANGELOG, MAX_CHUNK_RECORDS + 1, MAX_CHUNK_RECORDS)]
 
 
-async def test_what_was_fetched_while_the_flow_stopped_is_fetched_again() -> None:
-    consumer = Chunks({EVENTS: records(10)}, flow_active=False)
-    assert await chunks_of(consumer) == []
-    assert consumer.sought == 1
+async def test_what_was_fetched_while_the_flow_stopped_is_dropped() -> None:
+    assert await chunks_of(Chunks({EVENTS: records(10)}, flow_active=False)) == []
+
+
+async def test_events_are_handed_on_only_from_where_the_state_ends() -> None:
+    """Before recovery is complete a partition stands where something was committed, or nowhere."""
+    consumer = Chunks({EVENTS: records(10), CHANGELOG: records(3)}, sought=False)
+    assert await chunks_of(consumer) == [(CHANGELOG, 3, 2)]
+    await consumer.seek_to_committed()
+    assert await chunks_of(consumer) == [(EVENTS, 10, 9), (CHANGELOG, 3, 2)]
+    # The next assignment begins anew.
+    consumer.app.consumer_generation_id += 1
+    assert await chunks_of(consumer) == [(CHANGELOG, 3, 2)]
+
+
+async def test_what_a_fetch_brings_that_was_under_way_when_partitions_were_sought_is_dropped() -> None:
+    """It may be of before: then the partition would be read on from there."""
+    consumer = Chunks({}, sought=False)
+    waiting, brought = asyncio.Event(), asyncio.Event()
+
+    async def slow_fetch(timeout: float) -> Any:
+        waiting.set()
+        await brought.wait()
+        return {EVENTS: records(10, first=90)}, {EVENTS}
+
+    consumer._wait_next_records = slow_fetch
+    fetch = asyncio.ensure_future(chunks_of(consumer))
+    await waiting.wait()
+    seek = asyncio.ensure_future(consumer.seek_to_committed())
+    while not consumer.checks:
+        await asyncio.sleep(0)
+    assert consumer._thread.sought == {}
+    brought.set()
+    assert await fetch == []
+    await seek
+    assert consumer._thread.sought == {EVENTS: 0}
+
+
+async def test_topics_are_checked_after_each_fetch_of_events_and_before_these_are_handed_on() -> None:
+    consumer = Chunks({EVENTS: records(10)})
+    await chunks_of(consumer)
+    await chunks_of(consumer)
+    assert consumer.checks == 2
+    consumer.changed = RuntimeError("made anew")
+    with pytest.raises(RuntimeError, match="made anew"):
+        await anext(consumer.getmany(1.0))
+
+    for fetched in ({}, {CHANGELOG: records(3)}):
+        consumer = Chunks(fetched)
+        await chunks_of(consumer)
+        assert consumer.checks == 0
+
+
+async def test_an_offset_behind_the_end_of_the_topic_is_an_error_that_says_what_to_do() -> None:
+    consumer = Chunks(OffsetOutOfRangeError({EVENTS: 17}))
+    with pytest.raises(OffsetGone, match=r"entitlement-events\[0\]: everything before offset 17 .*seatmark rebuild"):
+        await chunks_of(consumer)
+
+
+async def test_an_offset_that_retention_has_passed_is_an_error_that_says_what_is_gone() -> None:
+    consumer = Chunks(OffsetOutOfRangeError({EVENTS: 17}))
+    consumer._thread.first[EVENTS] = 20
+    with pytest.raises(OffsetGone, match=r"entitlement-events\[0\]: the records from offset 17 to 19 .*retention"):
+        await chunks_of(consumer)
+
+
+@pytest.mark.parametrize(
+    "error", [OffsetOutOfRangeError({EVENTS: 17}), NoOffsetForPartitionError(EVENTS)], ids=["gone", "none"]
+)
+async def test_where_a_partition_stood_before_it_was_sought_is_no_error(error: Exception) -> None:
+    assert await chunks_of(Chunks(error, sought=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("state_ends", "committed", "first", "start", "commits"),
+    [
+        # The state is the truth, whatever was committed.
+        (40, 30, 0, 40, {EVENTS: 40}),
+        (40, None, 0, 40, {EVENTS: 40}),
+        # No state of this topic: from its beginning. That is not committed, for nothing of it is applied.
+        (None, None, 0, 0, {}),
+        (None, None, 7, 7, {}),
+        (None, 30, 7, 7, {}),
+    ],
+)
+async def test_partitions_are_read_from_where_the_state_ends(
+    state_ends: int | None, committed: int | None, first: int, start: int, commits: dict[TP, int]
+) -> None:
+    consumer = Chunks({}, sought=False)
+    consumer._thread = Thread({EVENTS: committed, CHANGELOG: None}, {EVENTS: first, CHANGELOG: 0})
+    consumer.resume = {} if state_ends is None else {EVENTS: state_ends}
+    assert await consumer.seek_to_committed() == {EVENTS: start, CHANGELOG: None}
+    assert consumer._thread.sought == {EVENTS: start}
+    assert consumer._thread.commits == commits
+    assert consumer.checks == 1
+
+
+async def test_what_retention_has_taken_before_it_was_applied_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    consumer = Chunks({}, sought=False)
+    consumer._thread = Thread({EVENTS: 40}, {EVENTS: 45})
+    consumer.resume = {EVENTS: 40}
+    await consumer.seek_to_committed()
+    assert consumer._thread.sought == consumer._thread.commits == {EVENTS: 45}
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert "entitlement-events[0]: the records from offset 40 to 44 were deleted" in record.getMessage()
+
+
+async def test_recovery_is_sent_to_the_first_record_that_there_is() -> None:
+    consumer = Chunks({})
+    consumer._thread.first[CHANGELOG] = 12
+    await consumer.seek_wait({CHANGELOG: 11})
+    assert consumer._thread.sought == {CHANGELOG: 12}
+    await consumer.seek_wait({CHANGELOG: 15})
+    assert consumer._thread.sought == {CHANGELOG: 15}
+
+
+async def test_faust_does_not_guess_whether_a_stream_is_stuck() -> None:
+    """It would take a changelog that nobody reads on after recovery for one, and a burst after a quiet time."""
+    assert "self.verify_event_path(now, tp)" in inspect.getsource(BaseConsumer.verify_all_partitions_active)
+    consumer = Chunks({})
+    verified: list[TP] = []
+    consumer._thread.verify_event_path = lambda now, tp: verified.append(tp)
+    consumer.assignment = lambda: {EVENTS, CHANGELOG}
+    consumer.sleep = asyncio.sleep
+    await consumer.verify_all_partitions_active()
+    assert verified == []
+    # As it would without the override.
+    Consumer.verify_event_path(consumer, 0.0, EVENTS)
+    assert verified == [EVENTS]
 
 
 async def test_a_rebalance_between_two_chunks_drops_the_rest() -> None:
@@ -141,7 +355,7 @@ def test_faust_seeks_between_making_partitions_active_and_emptying_the_queues() 
     assert "self.clear()" in inspect.getsource(FlowControlEvent.resume)
 
 
-class Thread:
+class AskedThread:
     """The consumer's thread: notes for what it was asked."""
 
     def __init__(self) -> None:
@@ -154,7 +368,7 @@ class Thread:
 
 async def test_no_event_is_fetched_before_a_rebalance_is_over() -> None:
     consumer = Chunks({})
-    consumer._thread = thread = Thread()
+    consumer._thread = thread = AskedThread()
     # Faust goes on changing the set while a fetch waits.
     active = {CHANGELOG}
     consumer.app.rebalancing = True
@@ -171,7 +385,7 @@ async def test_no_event_is_fetched_before_a_rebalance_is_over() -> None:
 async def test_without_a_changelog_to_read_nothing_is_fetched_before_a_rebalance_is_over() -> None:
     """Asked for no partitions, aiokafka gives what it has of all."""
     consumer = Chunks({})
-    consumer._thread = thread = Thread()
+    consumer._thread = thread = AskedThread()
     consumer.app.rebalancing = True
     assert await consumer._getmany({EVENTS}, 1.0) == {}
     assert thread.asked == []

@@ -45,7 +45,7 @@ class Log:
     """A log of several partitions, and the worker's states that follow it."""
 
     def __init__(self) -> None:
-        self.states = PartitionStates(Calendar("UTC"), HOUR, "topic-1")
+        self.states = PartitionStates(Calendar("UTC"), HOUR, "topic-1", 4)
         self.records: dict[int, list[Document]] = {}
         self.applied: dict[int, int] = {}
         self.now = 0
@@ -73,6 +73,8 @@ class Log:
         first = self.applied.get(partition, 0)
         documents = self.records[partition][first : first + count]
         state = self.states.of(partition)
+        # Which partition a key belongs on is tested elsewhere: here the test says.
+        state.placed.update(document["subject"] for document in documents)
         state.begin("topic-1")
         records = [Source(first + n, orjson.dumps(read), read["subject"].encode()) for n, read in enumerate(documents)]
         fold_chunk(state, records, self.now)

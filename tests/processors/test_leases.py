@@ -592,8 +592,8 @@ def test_after_a_recovery_leases_and_policies_are_watched_again() -> None:
                 activated("a", "10:00", lease="11:00"),
                 activated("b", "10:00", lease="11:00"),
                 checked_out("c", "10:00", lease="10:30"),
-                activated("d", "10:00", lease="11:00", subject="ent-2"),
-                kept("10:00", subject="ent-2"),
+                activated("d", "10:00", lease="11:00", subject="ent-4"),
+                kept("10:00", subject="ent-4"),
                 deactivated("b", "10:10"),
                 refreshed("a", "10:20", lease="12:00"),
             ]

@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processors.codec import CURSOR_KEY, STATE_VERSION, Cursor, StateRecord, restore
+from processors.codec import CURSOR_KEY, STATE_VERSION, Cursor, StateRecord, encode_cursor, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
-from processors.rebuild import RawRow, rebuilt_state
+from processors.exact import RawRow
+from processors.partitions import partition_of
+from processors.rebuild import cursor_after_rebuild, rebuilt_element
+from processors.standing import StoredBatch, StoredRow
 from processors.state import PartitionStates
 from schemas.events import decode, parse_time
 from tests.processors.domain.test_ledger import (
@@ -39,6 +42,15 @@ from tests.processors.domain.test_ledger_against_model import logs
 
 Document = dict[str, Any]
 
+
+class _NothingStored(StoredBatch):
+    """Stands where only what events say counts."""
+
+    def __init__(self) -> None:
+        self.effects = [()]
+
+
+NOTHING_STORED = _NothingStored()
 HOUR = 3_600_000
 PARTITIONS = 8
 # murmur2 of these keys, from Kafka's own tests (UtilsTest.testMurmur2): -973932308 and -790332482. Without the sign bit
@@ -72,14 +84,37 @@ def raw_log(documents: Sequence[Document], epoch: int = 1, first: int = 0) -> li
 
 
 def rebuilt(rows: Iterable[RawRow], timezone: str = "UTC", late_after_ms: int = HOUR) -> list[tuple[int, list[StateRecord]]]:
-    return list(rebuilt_state(rows, Calendar(timezone), late_after_ms, PARTITIONS))
+    """The changelog records, by partition, as a rebuild writes them."""
+    rows = list(rows)
+    epoch = max((row.epoch for row in rows), default=0)
+    read = [(row, row.read()) for row in rows]
+    arrivals: dict[str, dict[tuple[str, str], int]] = {}
+    for row, event in sorted(read, key=lambda pair: pair[0].position):
+        arrivals.setdefault(row.entitlement, {}).setdefault((event.source, event.id), row.position)
+    keys = sorted({(row.entitlement, row.element) for row in rows})
+    items = []
+    for key in keys:
+        own = [(row, event) for row, event in read if (row.entitlement, row.element) == key]
+        own.sort(key=lambda pair: (pair[1].time, pair[0].position))
+        element = rebuilt_element(
+            key,
+            (StoredRow(row, 0, NOTHING_STORED, 0) for row, _ in own),
+            calendar=Calendar(timezone),
+            late_after_ms=late_after_ms,
+            epoch=epoch,
+            repeats=arrivals[key[0]],
+            told=None,
+        )
+        items.append((partition_of(key[0], PARTITIONS), element.records()))
+    cursor = encode_cursor(cursor_after_rebuild(epoch, timezone))
+    return items + [(partition, [cursor]) for partition in sorted({partition for partition, _ in items})]
 
 
 def recovered(
     items: Iterable[tuple[int, list[StateRecord]]], timezone: str = "UTC", late_after_ms: int = HOUR
 ) -> PartitionStates:
     """As a worker does that finds them in the changelog."""
-    states = PartitionStates(Calendar(timezone), late_after_ms, "topic-9")
+    states = PartitionStates(Calendar(timezone), late_after_ms, "topic-9", PARTITIONS)
     for partition, records in items:
         states.restore(partition, [Stored(key, value) for key, value in records])
     states.restored()
@@ -153,6 +188,8 @@ def test_a_rebuilt_state_is_the_exact_fold(log: list[tuple[int, int, Document]],
     [partition] = {partition for partition, _ in items}
     ledger = recovered(items, "Europe/Paris", late_after).of(partition).ledger
     exact = folded(log, "Europe/Paris", late_after)
+    for element in exact.elements.values():
+        element.head.correctable_from = position_of(max(epoch for epoch, _, _ in log) + 1, 0)
     assert image(ledger) == image(exact)
 
 
@@ -294,7 +331,7 @@ def test_entitlements_go_to_the_partitions_of_their_keys() -> None:
         assert states.of(partition).ledger.elements[subject, "seats"].head.level == 1
 
 
-def test_cursors_belong_to_no_incarnation_and_have_the_highest_epoch_of_their_partition() -> None:
+def test_cursors_belong_to_no_incarnation_and_have_the_highest_epoch() -> None:
     rows = [
         *raw_log([activated("a", "10:00", subject="21"), activated("b", "10:00", subject="21")], epoch=2, first=70),
         *raw_log([activated("c", "09:00", subject="21")], epoch=5, first=3),
@@ -304,26 +341,15 @@ def test_cursors_belong_to_no_incarnation_and_have_the_highest_epoch_of_their_pa
     items = rebuilt(rows, "Europe/Paris")
     assert cursors_of(items) == {
         4: Cursor(STATE_VERSION, "", 5, -1, "Europe/Paris"),
-        6: Cursor(STATE_VERSION, "", 3, -1, "Europe/Paris"),
+        6: Cursor(STATE_VERSION, "", 5, -1, "Europe/Paris"),
     }
-
-
-@pytest.mark.parametrize("epochs", [(1, 4), (4, 1)])
-def test_the_epoch_is_the_highest_of_all_entitlements_of_a_partition(epochs: tuple[int, int]) -> None:
-    # In one partition, whichever that is: there is only one.
-    rows = [
-        row
-        for subject, epoch in zip(("ent-1", "ent-2"), epochs, strict=True)
-        for row in raw_log([activated("a", "10:00", subject=subject)], epoch)
-    ]
-    items = list(rebuilt_state(rows, Calendar("UTC"), HOUR, 1))
-    assert cursors_of(items) == {0: Cursor(STATE_VERSION, "", 4, -1, "UTC")}
 
 
 def test_a_worker_goes_on_from_the_beginning_of_its_topic_in_the_next_epoch() -> None:
     items = rebuilt(raw_log([activated("a", "10:00", subject="21")], epoch=4, first=1_000))
     states = recovered(items)
-    assert states.resume_offset(4) is None
+    # Whatever was committed of a topic before.
+    assert states.resume_offset(4, committed=17) is None
     state = states.of(4)
     state.begin("topic-9")
     assert state.cursor == Cursor(STATE_VERSION, "topic-9", 5, -1, "UTC")
@@ -331,25 +357,3 @@ def test_a_worker_goes_on_from_the_beginning_of_its_topic_in_the_next_epoch() ->
 
 def test_an_empty_raw_log_gives_no_state() -> None:
     assert rebuilt([]) == []
-
-
-def test_each_entitlement_is_given_once_and_alone() -> None:
-    """So that no more than one entitlement's log is in memory."""
-    taken: list[str] = []
-
-    def rows() -> Iterable[RawRow]:
-        for subject in ("ent-1", "ent-2", "ent-3"):
-            for row in raw_log([activated("a", "10:00", subject=subject), activated("b", "10:00", subject=subject)]):
-                taken.append(subject)
-                yield row
-
-    items = rebuilt_state(rows(), Calendar("UTC"), HOUR, PARTITIONS)
-    _, records = next(items)
-    # The first row of the next one says that this one is complete.
-    assert taken == ["ent-1", "ent-1", "ent-2"]
-    keys = [msgspec.msgpack.decode(key) for key, _ in records]
-    assert sorted(key for key in keys if key != ["c"]) == [
-        ["h", "ent-1", "seats"],
-        ["s", "ent-1", "seats", "a"],
-        ["s", "ent-1", "seats", "b"],
-    ]

@@ -16,6 +16,7 @@ from clickhouse_connect.driver.exceptions import OperationalError
 from prometheus_client import REGISTRY
 
 from deploy.kafka.cluster import KafkaCluster
+from processors import sink as sink_module
 from processors.sink import ACTIVITY, ALERTS, DAYS, Sink, SinkStopped
 from schemas.activity import (
     HEADER_FIRST_OFFSET,
@@ -28,10 +29,10 @@ from schemas.activity import (
     encode_activity,
 )
 from schemas.alerts import Alert, AlertData, Cause, encode_alert
-from schemas.days import DayMark, DayRow, encode_day
+from schemas.days import DayMark, DayRow, Settled, encode_day
+from seatmark.chdb_http import ChdbHttp
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
-from tests.chdb_http import ChdbHttp
 from views.migrate import migrate
 from views.store import StoreUnavailable, connect
 
@@ -39,9 +40,17 @@ PARTITIONS = 2
 MS = 1_790_000_000_000
 
 
-def activity(entitlement: str, offsets: Iterable[int], partition: int = 0) -> tuple[bytes, list[tuple[str, bytes]]]:
+def source_of(entitlement: str) -> str:
+    """The source topic of an entitlement's events: the test's own, so that it has the test's own progress."""
+    return f"entitlement-events of {uuid.uuid5(uuid.NAMESPACE_URL, entitlement)}"
+
+
+def activity(
+    entitlement: str, offsets: Iterable[int], partition: int = 0, epoch: int = 1, last_offset: int | None = None
+) -> tuple[bytes, list[tuple[str, bytes]]]:
     """One record of entitlement-activity: a chunk with a row for each of these source offsets.
 
+    last_offset: of the chunk, where its last events made no rows.
     Its incarnation is the test's own, or ClickHouse would take its rows for those of another test.
     """
     incarnation = f"incarnation of {uuid.uuid5(uuid.NAMESPACE_URL, entitlement)}"
@@ -49,15 +58,16 @@ def activity(entitlement: str, offsets: Iterable[int], partition: int = 0) -> tu
         ActivityRow(
             entitlement=entitlement, element="seats", time=MS + offset, source="/s", id=f"{partition}-{offset}",
             type="seat.activated", customer=None, product=None, seat_id="wks-1", user=None, ip=None, host=None,
-            credential=None, quantity=None, lease_expires_at=None, reason=None, incarnation=incarnation, epoch=1,
+            credential=None, quantity=None, lease_expires_at=None, reason=None, incarnation=incarnation, epoch=epoch,
             partition=partition, offset=offset, appended_at=MS + offset, t=MS + offset, version=1, late=False, delta=1,
             level=offset + 1, limit=None, hard_limit=None, terms_known=False, state="within", event=b"{}",
         )
         for offset in offsets
     ]  # fmt: skip
     headers = {
-        HEADER_INCARNATION: incarnation, HEADER_TOPIC: "entitlement-events", HEADER_PARTITION: str(partition),
-        HEADER_FIRST_OFFSET: str(rows[0].offset), HEADER_LAST_OFFSET: str(rows[-1].offset), HEADER_ROWS: str(len(rows)),
+        HEADER_INCARNATION: incarnation, HEADER_TOPIC: source_of(entitlement), HEADER_PARTITION: str(partition),
+        HEADER_FIRST_OFFSET: str(rows[0].offset), HEADER_ROWS: str(len(rows)),
+        HEADER_LAST_OFFSET: str(rows[-1].offset if last_offset is None else last_offset),
     }  # fmt: skip
     return encode_activity(rows), [(name, value.encode()) for name, value in headers.items()]
 
@@ -106,8 +116,8 @@ class Deployment:
         )
         self.ends[metadata.topic, metadata.partition] = metadata.offset + 1
 
-    async def send_activity(self, entitlement: str, offsets: Iterable[int], partition: int = 0) -> None:
-        value, headers = activity(entitlement, offsets, partition)
+    async def send_activity(self, entitlement: str, offsets: Iterable[int], partition: int = 0, **chunk: Any) -> None:
+        value, headers = activity(entitlement, offsets, partition, **chunk)
         await self.send(ACTIVITY, value, headers, partition)
 
     def sink(self, kind: type[Sink] = Sink, **changes: Any) -> Sink:
@@ -163,15 +173,24 @@ def offsets_of(client: Client, entitlement: str) -> list[int]:
     return list(client.query(query, parameters={"entitlement": entitlement}).result_columns[0])
 
 
+def progress_of(client: Client, entitlement: str) -> dict[int, tuple[int, int]]:
+    """Epoch and offset up to which the raw rows of each source partition are stored, as the store says."""
+    query = "SELECT partition, epoch, offset FROM progress FINAL WHERE topic = {topic:String}"
+    rows = client.query(query, parameters={"topic": source_of(entitlement)}).result_rows
+    return {partition: (epoch, offset) for partition, epoch, offset in rows}
+
+
 async def test_everything_is_stored_and_then_committed(deployment: Deployment, client: Client, entitlement: str) -> None:
     await deployment.send_activity(entitlement, range(3), partition=0)
     await deployment.send_activity(entitlement, range(3, 5), partition=1)
     await deployment.send(DAYS, encode_day(day(entitlement, closing=1, position=1)))
     await deployment.send(DAYS, encode_day(day(entitlement, closing=2, position=2)))
     mark = DayMark(
-        entitlement=entitlement, element="seats", first_day="2026-09-20", last_day="2026-09-21", timezone="UTC", position=2
-    )
+        entitlement=entitlement, element="seats", first_day="2026-09-20", last_day="2026-09-21", timezone="UTC", position=2,
+        since=1,
+    )  # fmt: skip
     await deployment.send(DAYS, encode_day(mark))
+    await deployment.send(DAYS, encode_day(Settled(entitlement=entitlement, element="seats", position=3)))
     await deployment.send(ALERTS, encode_alert(alert(entitlement, "alert-1")))
     sink = deployment.sink()
     async with running(sink):
@@ -179,14 +198,108 @@ async def test_everything_is_stored_and_then_committed(deployment: Deployment, c
         assert sink.stored.items() >= deployment.ends.items()
     assert offsets_of(client, entitlement) == [0, 1, 2, 3, 4]
     assert count(client, "alerts", entitlement) == count(client, "marks", entitlement) == 1
+    assert count(client, "settled", entitlement) == 1
+    assert progress_of(client, entitlement) == {0: (1, 2), 1: (1, 4)}
     levels = client.query(
         "SELECT level FROM live_levels WHERE entitlement = {entitlement:String}", parameters={"entitlement": entitlement}
     )
     assert levels.result_rows == [(2,)]
     assert await deployment.committed(ACTIVITY) == 1
     assert await deployment.committed(ACTIVITY, partition=1) == 1
-    assert await deployment.committed(DAYS) == 3
+    assert await deployment.committed(DAYS) == 4
     assert await deployment.committed(ALERTS) == 1
+
+
+async def test_a_batch_is_inserted_in_order_and_says_how_far_each_source_partition_is(
+    deployment: Deployment, client: Client, entitlement: str
+) -> None:
+    inserted: list[str] = []
+
+    class Listening:
+        """A client that notes into which tables it inserts."""
+
+        def __init__(self) -> None:
+            self._client = connect(deployment.dsn)
+            self.close = self._client.close
+
+        def insert_arrow(self, table: str, rows: Any, settings: Any) -> None:
+            inserted.append(table)
+            self._client.insert_arrow(table, rows, settings=settings)
+
+    mark = DayMark(
+        entitlement=entitlement, element="seats", first_day="2026-09-20", last_day="2026-09-21", timezone="UTC", position=2,
+        since=1,
+    )  # fmt: skip
+    await deployment.send(ALERTS, encode_alert(alert(entitlement, "alert-1")))
+    await deployment.send(DAYS, encode_day(Settled(entitlement=entitlement, element="seats", position=3)))
+    await deployment.send(DAYS, encode_day(mark))
+    await deployment.send(DAYS, encode_day(day(entitlement, closing=1, position=1)))
+    await deployment.send_activity(entitlement, [0, 3], partition=0)
+    # The last events of this chunk made no rows.
+    await deployment.send_activity(entitlement, [4, 6], partition=0, last_offset=9)
+    # Sent once more by a worker that started again; then the topic was made anew, and rows have small offsets.
+    await deployment.send_activity(entitlement, [4], partition=0)
+    await deployment.send_activity(entitlement, [70], partition=1)
+    await deployment.send_activity(entitlement, [2], partition=1, epoch=2)
+    sink = deployment.sink(client_factory=Listening, flush_seconds=3600, flush_rows=11)
+    async with running(sink):
+        await stored(sink, deployment.ends)
+    assert inserted == ["activity", "progress", "days", "marks", "settled", "alerts"]
+    assert progress_of(client, entitlement) == {0: (1, 9), 1: (2, 2)}
+
+
+async def test_progress_is_never_ahead_of_the_raw_rows(deployment: Deployment, client: Client, entitlement: str) -> None:
+    refuse = threading.Event()
+    refused = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class RefusesRawRows:
+        """A client that, while told to, fails every insert of raw rows, and no other."""
+
+        def __init__(self) -> None:
+            self._client = connect(deployment.dsn)
+            self.close = self._client.close
+
+        def insert_arrow(self, table: str, rows: Any, settings: Any) -> None:
+            if table == "activity" and refuse.is_set():
+                loop.call_soon_threadsafe(refused.set)
+                raise OperationalError("connection reset")
+            self._client.insert_arrow(table, rows, settings=settings)
+
+    await deployment.send_activity(entitlement, [0, 1])
+    sink = deployment.sink(client_factory=RefusesRawRows)
+    async with running(sink):
+        await stored(sink, deployment.ends)
+        assert progress_of(client, entitlement) == {0: (1, 1)}
+        refuse.set()
+        await deployment.send_activity(entitlement, [2, 3])
+        await refused.wait()
+        assert progress_of(client, entitlement) == {0: (1, 1)}
+        refuse.clear()
+        await stored(sink, deployment.ends)
+        assert progress_of(client, entitlement) == {0: (1, 3)}
+    assert offsets_of(client, entitlement) == [0, 1, 2, 3]
+
+
+async def test_progress_is_stored_before_offsets_are_committed(
+    deployment: Deployment, client: Client, entitlement: str
+) -> None:
+    """And when they are not, storing the records again leaves it where it was."""
+    await deployment.send_activity(entitlement, range(3), partition=0)
+    await deployment.send_activity(entitlement, range(5), partition=1)
+    killed = deployment.sink(Killed, flush_seconds=3600, flush_rows=8)
+    task = asyncio.create_task(killed.run(asyncio.Event()))
+    await killed.about_to_commit.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert progress_of(client, entitlement) == {0: (1, 2), 1: (1, 4)}
+    assert await deployment.committed(ACTIVITY) is None
+
+    sink = deployment.sink()
+    async with running(sink):
+        await stored(sink, deployment.ends)
+    assert progress_of(client, entitlement) == {0: (1, 2), 1: (1, 4)}
+    assert offsets_of(client, entitlement) == [0, 0, 1, 1, 2, 2, 3, 4]
 
 
 async def test_nothing_sent_is_nothing_to_wait_for(deployment: Deployment) -> None:
@@ -391,6 +504,33 @@ async def test_a_store_without_tables_stops_the_sink(
 async def test_missing_topics_are_named(deployment: Deployment) -> None:
     with pytest.raises(SinkStopped, match="there is no topic elsewhere-entitlement-activity"):
         await deployment.sink(topic_prefix="elsewhere-").run(asyncio.Event())
+
+
+async def test_topics_that_are_made_while_the_sink_starts_are_found(
+    tansu: Tansu, database: str, client: Client, entitlement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker tells of them when it is asked, but what the consumer read before does not have them."""
+    deployment = Deployment(tansu.bootstrap, database)
+
+    class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+        async def topics(self) -> set[str]:
+            await deployment.create()
+            assert self.partitions_for_topic(deployment.prefix + ACTIVITY) is None
+            found: set[str] = await super().topics()
+            return found
+
+    monkeypatch.setattr(sink_module, "AIOKafkaConsumer", Consumer)
+    sink = deployment.sink()
+    async with running(sink) as task:
+        async with asyncio.timeout(30):
+            while not (sink.partitions or task.done()):
+                await asyncio.sleep(0.02)
+        for partition in range(PARTITIONS):
+            await deployment.send_activity(entitlement, [partition], partition)
+        await stored(sink, deployment.ends)
+    await deployment.close()
+    assert sink.partitions == frozenset(range(PARTITIONS))
+    assert offsets_of(client, entitlement) == [0, 1]
 
 
 async def test_a_sink_process_that_is_killed_loses_and_repeats_nothing(

@@ -20,6 +20,7 @@ from processors.agents import ChunkOutputs, fold_chunk
 from processors.codec import STATE_VERSION, Cursor, StateRecord, UnreadableState, encode_changes, encode_cursor, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
+from processors.partitions import partition_of
 from processors.state import PartitionState, PartitionStates, StateRefused
 from schemas.activity import decode_activity
 from schemas.days import DayRecord
@@ -46,7 +47,8 @@ MINUTE = 60_000
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 NOW = ms("20T00:00")
-PARTITION = 3
+# Where `ent-1` of the events here and `e` of the random logs belong.
+PARTITION, PARTITIONS = 2, 3
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,13 +105,13 @@ class Worker:
 
 
 def new_worker(timezone: str = "UTC", late_after_ms: int = HOUR, incarnation: str = "topic-1") -> Worker:
-    return Worker(PartitionState(Ledger(Calendar(timezone), late_after_ms), timezone), incarnation)
+    return Worker(PartitionState(Ledger(Calendar(timezone), late_after_ms), timezone, PARTITION, PARTITIONS), incarnation)
 
 
 def recovered(
     changelog: Iterable[StateRecord], timezone: str = "UTC", late_after_ms: int = HOUR, incarnation: str = "topic-1"
 ) -> PartitionStates:
-    states = PartitionStates(Calendar(timezone), late_after_ms, incarnation)
+    states = PartitionStates(Calendar(timezone), late_after_ms, incarnation, PARTITIONS)
     states.restore(PARTITION, [Stored(key, value) for key, value in changelog])
     states.restored()
     return states
@@ -199,7 +201,7 @@ def test_a_restart_at_any_chunks_end_makes_no_difference(data: st.DataObject) ->
     states = recovered(changelog, "Europe/Paris", late_after)
     restarted = Worker(states.of(PARTITION))
     assert image(restarted.state.ledger) == image(unbroken.state.ledger)
-    assert states.resume_offset(PARTITION) == (chunks[at - 1][-1].offset + 1 if at else None)
+    assert states.resume_offset(PARTITION, None) == (chunks[at - 1][-1].offset + 1 if at else None)
     if at:
         assert restarted.state.cursor == unbroken.state.cursor
 
@@ -297,11 +299,11 @@ def test_a_state_without_incarnation_goes_on_with_any_topic_from_its_beginning()
     worker = new_worker()
     worker.process(sources([activated("a", "10:00", id="a")]))
     changelog = [*worker.changelog, encode_cursor(Cursor(STATE_VERSION, "", 7, -1, "UTC"))]
-    states = PartitionStates(Calendar("UTC"), HOUR, "topic-1")
+    states = PartitionStates(Calendar("UTC"), HOUR, "topic-1", PARTITIONS)
     # The rebuilt changelog has no other cursor than that.
     states.restore(PARTITION, [Stored(key, value) for key, value in dict(changelog).items()])
     states.restored()
-    assert states.resume_offset(PARTITION) is None
+    assert states.resume_offset(PARTITION, None) is None
     restarted = Worker(states.of(PARTITION))
     processed = restarted.process(sources([activated("a", "10:00", id="a"), activated("b", "10:01", id="b")]))
     assert [(row["id"], row["epoch"], row["offset"]) for row in rows_of(processed.outputs)] == [("b", 8, 1)]
@@ -309,18 +311,18 @@ def test_a_state_without_incarnation_goes_on_with_any_topic_from_its_beginning()
 
 def test_a_partition_without_state_is_read_from_where_the_broker_says() -> None:
     states = recovered([])
-    assert states.resume_offset(PARTITION) is None
+    assert states.resume_offset(PARTITION, None) is None
     assert states.of(PARTITION).cursor == Cursor(STATE_VERSION, "", 0, -1, "UTC")
-    assert states.resume_offset(PARTITION) is None
+    assert states.resume_offset(PARTITION, None) is None
 
 
 def test_partitions_have_states_of_their_own() -> None:
     worker = new_worker()
     worker.process(sources([activated("a", "10:00")], first=41))
     states = recovered(worker.changelog)
-    assert states.resume_offset(PARTITION) == 42
-    assert states.resume_offset(PARTITION + 1) is None
-    assert states.of(PARTITION + 1).ledger.elements == {}
+    assert states.resume_offset(PARTITION, None) == 42
+    assert states.resume_offset(PARTITION - 1, None) is None
+    assert states.of(PARTITION - 1).ledger.elements == {}
     assert states.of(PARTITION) is states.of(PARTITION)
 
 
@@ -330,7 +332,7 @@ def test_dropped_state_is_gone() -> None:
     states = recovered(worker.changelog)
     states.restore(PARTITION, [Stored(b"\xff", b"")])
     states.drop()
-    assert states.resume_offset(PARTITION) is None
+    assert states.resume_offset(PARTITION, None) is None
     assert states.of(PARTITION).ledger.elements == {}
 
 
@@ -338,22 +340,43 @@ def test_the_state_of_another_incarnation_is_refused() -> None:
     worker = new_worker(incarnation="topic-1")
     worker.process(sources([activated("a", "10:00")]))
     states = recovered(worker.changelog, incarnation="topic-2")
-    with pytest.raises(StateRefused, match=r"partition 3 .*topic-1.*topic-2"):
-        states.resume_offset(PARTITION)
+    with pytest.raises(StateRefused, match=r"partition 2 .*topic-1.*topic-2"):
+        states.resume_offset(PARTITION, None)
+
+
+def test_a_partition_that_was_worked_on_and_has_no_state_is_refused() -> None:
+    with pytest.raises(StateRefused, match=r"partition 2 has no state.* offset 41: .*seatmark rebuild"):
+        recovered([]).resume_offset(PARTITION, committed=42)
+    # A group that has only been told to begin at the beginning has not worked.
+    assert recovered([]).resume_offset(PARTITION, committed=0) is None
+    # Rebuilt state does not stand for what is committed.
+    rebuilt = recovered([encode_cursor(Cursor(STATE_VERSION, "", 7, -1, "UTC"))])
+    assert rebuilt.resume_offset(PARTITION, committed=42) is None
+
+
+def test_state_of_an_entitlement_that_belongs_on_another_partition_is_refused() -> None:
+    """As after SEATMARK_PARTITIONS was changed: by murmur2, `ent-1` is on partition 2 of 3 and on 3 of 4."""
+    worker = new_worker()
+    worker.process(sources([activated("a", "10:00")]))
+    states = PartitionStates(Calendar("UTC"), HOUR, "topic-1", partitions=4)
+    states.restore(PARTITION, [Stored(key, value) for key, value in worker.changelog])
+    states.restored()
+    with pytest.raises(StateRefused, match=r"partition 2 .* of 4, .*'ent-1'.*SEATMARK_PARTITIONS.*seatmark rebuild"):
+        states.resume_offset(PARTITION, None)
 
 
 def test_the_state_of_another_time_zone_is_refused() -> None:
     worker = new_worker("Europe/Paris")
     worker.process(sources([activated("a", "10:00")]))
     states = recovered(worker.changelog, timezone="UTC")
-    with pytest.raises(StateRefused, match=r"partition 3 .*Europe/Paris.*SEATMARK_TIMEZONE is UTC"):
-        states.resume_offset(PARTITION)
+    with pytest.raises(StateRefused, match=r"partition 2 .*Europe/Paris.*SEATMARK_TIMEZONE is UTC"):
+        states.resume_offset(PARTITION, None)
 
 
 def test_state_of_another_layout_is_refused() -> None:
     states = recovered([encode_cursor(Cursor(STATE_VERSION + 1, "topic-1", 1, 5, "UTC"))])
     with pytest.raises((StateRefused, UnreadableState)):
-        states.resume_offset(PARTITION)
+        states.resume_offset(PARTITION, None)
 
 
 # --- Changelog records that cannot be read
@@ -400,7 +423,57 @@ def test_recovery_goes_on_and_the_worker_does_not_start_with_half_a_state(name: 
     worker.process(sources([activated("a", "10:00")]))
     states = recovered([*worker.changelog, UNREADABLE[name], *worker.changelog])
     with pytest.raises(UnreadableState):
-        states.resume_offset(PARTITION)
+        states.resume_offset(PARTITION, None)
+
+
+# --- Partitions
+
+# murmur2 of these keys, from Kafka's own tests (UtilsTest.testMurmur2): -973932308 and -985981536. Without the sign bit that is
+# 1173551340 and 1161502112, and modulo 3: partitions 0 and 2.
+ELSEWHERE, HERE = "21", "a-little-bit-long-string"
+
+
+def test_a_record_on_another_partition_than_kafkas_own_clients_choose_is_a_dead_letter() -> None:
+    worker = new_worker()
+    log = [
+        activated("a", "10:00", subject=ELSEWHERE),
+        activated("a", "10:00", subject=HERE),
+        limited("10:01", 1, subject=ELSEWHERE),
+    ]
+    processed = worker.process(sources(log))
+    assert [(key, dict(headers)["seatmark-reason"]) for key, _, headers in processed.outputs.dead_letters] == [
+        (ELSEWHERE.encode(), b"key_mismatch"),
+        (ELSEWHERE.encode(), b"key_mismatch"),
+    ]
+    detail = dict(processed.outputs.dead_letters[0][2])["seatmark-detail"].decode()
+    for part in ("is on partition 2", "on partition 0 of 3", "partitioner=murmur2_random"):
+        assert part in detail
+    assert [row["entitlement"] for row in rows_of(processed.outputs)] == [HERE]
+    assert set(worker.state.ledger.elements) == {(HERE, "seats")}
+
+
+def test_what_is_wrong_in_itself_is_told_before_the_partition() -> None:
+    processed = new_worker().process([Source(0, raw(activated("a", "10:00", subject=ELSEWHERE), type="seat.painted"))])
+    [(_, _, headers)] = processed.outputs.dead_letters
+    assert dict(headers)["seatmark-reason"] == b"unknown_type"
+
+
+def test_the_partition_of_an_entitlement_is_worked_out_once_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs as much as folding an event."""
+    worked_out = []
+
+    def counted_partition_of(entitlement: str, partitions: int) -> int:
+        worked_out.append(entitlement)
+        return partition_of(entitlement, partitions)
+
+    monkeypatch.setattr("processors.state.partition_of", counted_partition_of)
+    worker = new_worker()
+    for first in (0, 50):
+        worker.process(sources([activated(f"s{n}", "10:00") for n in range(50)], first=first))
+    assert worked_out == ["ent-1"]
+    restarted = Worker(recovered(worker.changelog).of(PARTITION))
+    restarted.process(sources([activated("t", "10:00")], first=100))
+    assert worked_out == ["ent-1"] * 2
 
 
 # --- Dead letters
@@ -484,7 +557,7 @@ def test_dead_letter(name: str) -> None:
     assert added == {
         "seatmark-reason": reason.encode(),
         "seatmark-source-topic": b"entitlement-events",
-        "seatmark-source-partition": b"3",
+        "seatmark-source-partition": b"2",
         "seatmark-source-offset": b"11",
     }
     assert named in detail
@@ -661,7 +734,7 @@ def test_headers_of_the_activity_say_which_offsets_it_covers() -> None:
     assert dict(headers) == {
         "seatmark-incarnation": b"topic-1",
         "seatmark-source-topic": b"entitlement-events",
-        "seatmark-source-partition": b"3",
+        "seatmark-source-partition": b"2",
         "seatmark-first-offset": b"30",
         "seatmark-last-offset": b"40",
         "seatmark-rows": b"3",
@@ -720,7 +793,7 @@ def test_what_goes_wrong_with_a_record_says_which_it_was(monkeypatch: pytest.Mon
     monkeypatch.setattr(worker.state.ledger, "apply", broken)
     with pytest.raises(RuntimeError, match="broken") as raised:
         worker.process(sources([activated("a", "10:00")], first=77))
-    assert raised.value.__notes__ == ["while applying entitlement-events[3] offset 77"]
+    assert raised.value.__notes__ == ["while applying entitlement-events[2] offset 77"]
 
 
 def test_a_chunk_that_puts_out_too_much_is_taken_in_parts() -> None:

@@ -15,7 +15,14 @@ from schemas.alerts import Alert, AlertData, Cause, decode_alert, encode_alert, 
 from schemas.events import (
     EVENT_TYPES,
     MAX_LEVEL,
+    MAX_PARTS,
+    MAX_POSITION,
     MAX_QUANTITY,
+    MAX_TEXT_LENGTH,
+    RESTATE_SOURCE,
+    CorrectedHold,
+    CorrectedTerms,
+    Correction,
     ElementTerms,
     Event,
     Overdraft,
@@ -67,10 +74,10 @@ def test_the_schema_knows_the_types_that_the_decoder_knows() -> None:
     document = schema("entitlement-events.schema.json")
     assert set(document["properties"]["type"]["enum"]) == EVENT_TYPES
     assert len(EVENT_TYPES) == 14
-    cases = {
-        case["if"]["properties"]["type"]["const"]: case["then"]["properties"]["data"]["$ref"] for case in document["allOf"]
-    }
-    assert cases == {name: f"#/$defs/{name}" for name in EVENT_TYPES}
+    cases = [(case["if"]["properties"], case["then"]["properties"]["data"]["$ref"]) for case in document["allOf"]]
+    correction = {"type": {"const": "entitlement.snapshot"}, "source": {"const": RESTATE_SOURCE}}
+    assert cases[-1] == (correction, "#/$defs/correction")
+    assert {case["type"]["const"]: ref for case, ref in cases[:-1]} == {name: f"#/$defs/{name}" for name in EVENT_TYPES}
 
 
 def test_the_schema_has_the_limits_that_the_decoder_has() -> None:
@@ -79,6 +86,21 @@ def test_the_schema_has_the_limits_that_the_decoder_has() -> None:
     assert shapes["hold"]["properties"]["quantity"]["maximum"] == MAX_QUANTITY
     assert shapes["terms"]["properties"]["limit"]["maximum"] == MAX_LEVEL
     assert shapes["entitlement.snapshot"]["properties"]["level"]["maximum"] == MAX_LEVEL
+    correction = shapes["correction"]["properties"]
+    assert correction["basis"]["maximum"] == MAX_POSITION
+    assert correction["part"]["maximum"] + 1 == correction["parts"]["maximum"] == MAX_PARTS
+    assert -correction["difference"]["minimum"] == correction["difference"]["maximum"] == MAX_LEVEL
+    assert shapes["corrected_hold"]["properties"]["quantity"]["maximum"] == MAX_QUANTITY
+
+
+def test_every_text_of_an_event_has_the_greatest_length_that_the_decoder_has() -> None:
+    document = schema("entitlement-events.schema.json")
+    texts = [(name, field) for name, field in _fields(document, document) if "string" in field.get("type", ())]
+    assert len(texts) > 30
+    lengths = {(name, field.get("maxLength")) for name, field in texts}
+    # A time is read, not kept.
+    times = {"time", "lease_expires_at", "changed_at"}
+    assert lengths == {(name, None if name in times else MAX_TEXT_LENGTH) for name, _ in texts}
 
 
 def _fields(node: Any, root: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,6 +135,12 @@ def changed(number: int, elements: dict[str, ElementTerms], **fields: Any) -> Ev
 def seats(limit: int | None, type: Any = None, value: float | None = None, **more: Any) -> dict[str, ElementTerms]:
     overdraft = None if type is None else Overdraft(type=type, value=value)
     return {"seats": ElementTerms(limit=limit, overdraft=overdraft, **more)}
+
+
+def corrected(number: int, element: str, **fields: Any) -> Event:
+    nothing: dict[str, Any] = {"part": 0, "parts": 1, "holds": (), "difference": 0, "terms": None}
+    correction = Correction(**(nothing | fields))
+    return event(number, "entitlement.snapshot", element, source="/seatmark/restate", correction=correction)
 
 
 # Worked out by hand, one for each file of schemas/examples/entitlement-events/valid.
@@ -173,6 +201,28 @@ READ_AS: dict[str, Event] = {
     "entitlement.snapshot-empty-pool": event(33, "entitlement.snapshot", "render", holds=()),
     "entitlement.snapshot-counter": event(34, "entitlement.snapshot", "pages", level=1250),
     "entitlement.snapshot-counter-at-0": event(35, "entitlement.snapshot", "pages", level=0),
+    "entitlement.snapshot-correction": corrected(
+        36, "seats", basis=2**48 + 119, parts=2,
+        holds=(
+            CorrectedHold("wks-12", 1, LEASE_END, TIME - 123 - 4_494_000),
+            CorrectedHold("wks-13", 0, None, TIME - 123 - 893_500),
+            CorrectedHold("wks-14", 3, LEASE_END - 86_400_000, TIME - 123 - 894_000 - 86_400_000),
+        ),
+        terms=CorrectedTerms(
+            ElementTerms(limit=10, kind="pool", overdraft=Overdraft(type="absolute", value=2)),
+            1_793_491_200_000, "cus-9", "cad-pro", "CAD Pro, Berlin", "keep",
+        ),
+    ),
+    "entitlement.snapshot-correction-of-a-counter": corrected(37, "pages", basis=2**48 + 119, difference=-250),
+    "entitlement.snapshot-correction-of-nothing": corrected(38, "seats", basis=0),
+    "entitlement.snapshot-correction-to-no-limit": corrected(
+        39, "seats", basis=2**48 + 119, part=1, parts=2,
+        terms=CorrectedTerms(ElementTerms(limit=None), 1_793_491_200_000, None, None, None, None),
+    ),
+    "entitlement.snapshot-of-another-source-with-a-corrections-fields": event(40, "entitlement.snapshot", "pages", level=3),
+    "seat.denied-with-the-longest-texts": event(
+        41, "seat.denied", "seats", seat_id="x" * 1024, reason="印" * 1024, host="😀" * 1024
+    ),
 }  # fmt: skip
 
 VALID_EVENTS = examples("entitlement-events/valid")

@@ -1,4 +1,4 @@
-"""Day rows and marks on their way from worker to sink."""
+"""Day rows, marks and settled elements on their way from worker to sink."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
-from schemas.days import DayMark, DayRecord, DayRow, decode_day, encode_day
+from schemas.days import DayMark, DayRecord, DayRow, Settled, decode_day, encode_day
 from schemas.events import decode
 
 ROW = DayRow(
@@ -59,21 +59,29 @@ MARK = DayMark(
     last_day="2026-11-24",
     timezone="UTC",
     position=position_of(1, 7),
+    since=position_of(1, 3),
 )
+MARK_OF_A_SETTLED_ELEMENT = msgspec.structs.replace(MARK, since=0)
+SETTLED = Settled(entitlement="ent-1001", element="seats", position=position_of(1, 9))
 
 
 @pytest.mark.parametrize(
-    "record", [ROW, WITHOUT_TERMS, LARGEST, MARK], ids=["with terms", "without terms", "largest numbers", "mark"]
+    "record",
+    [ROW, WITHOUT_TERMS, LARGEST, MARK, MARK_OF_A_SETTLED_ELEMENT, SETTLED],
+    ids=["with terms", "without terms", "largest numbers", "mark", "mark of a settled element", "settled"],
 )
 def test_a_record_survives_writing_and_reading(record: DayRecord) -> None:
     assert decode_day(encode_day(record)) == record
 
 
-def test_a_record_says_whether_it_is_a_row_or_a_mark() -> None:
+def test_a_record_says_what_it_is() -> None:
     assert json.loads(encode_day(ROW))["record"] == "day"
     assert json.loads(encode_day(MARK)) == {
         "record": "mark", "entitlement": "ent-1001", "element": "64300ACD_F", "first_day": "2026-11-20",
-        "last_day": "2026-11-24", "timezone": "UTC", "position": 2**48 + 7,
+        "last_day": "2026-11-24", "timezone": "UTC", "position": 2**48 + 7, "since": 2**48 + 3,
+    }  # fmt: skip
+    assert json.loads(encode_day(SETTLED)) == {
+        "record": "settled", "entitlement": "ent-1001", "element": "seats", "position": 2**48 + 9,
     }  # fmt: skip
 
 
@@ -99,9 +107,11 @@ def test_a_wrong_record_is_refused_by_its_field(changes: dict[str, Any], field: 
         decode_day(json.dumps(wrong).encode())
 
 
-@pytest.mark.parametrize("name", DayRow.__struct_fields__)
-def test_a_row_without_one_of_its_fields_is_refused(name: str) -> None:
-    wrong = json.loads(encode_day(ROW))
+@pytest.mark.parametrize(
+    ("record", "name"), [(record, name) for record in (ROW, MARK, SETTLED) for name in record.__struct_fields__]
+)
+def test_a_record_without_one_of_its_fields_is_refused(record: DayRecord, name: str) -> None:
+    wrong = json.loads(encode_day(record))
     del wrong[name]
     with pytest.raises(msgspec.ValidationError, match=f"`{name}`"):
         decode_day(json.dumps(wrong).encode())

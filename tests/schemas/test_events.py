@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.events import MAX_EVENT_BYTES, Refused, decode, format_time, parse_time
+from schemas.events import MAX_EVENT_BYTES, MAX_EVENT_COPIES_BYTES, Refused, decode, format_time, parse_time
 from tests.schemas.contract import EVENT, complaints, examples, read
 
 VALID = [json.dumps(example.document).encode() for example in examples("entitlement-events/valid")]
@@ -130,7 +131,7 @@ def test_too_large_is_said_before_anything_is_read() -> None:
         pytest.param(activated(data={"seat_id": "a", "credential": "x" * 1_000_000}), id="credential"),
         pytest.param(activated(data={"seat_id": "a", "lease_expires_at": "x" * 1_000_000}), id="lease end"),
         pytest.param(activated(time="9" * 1_000_000), id="time"),
-        pytest.param(activated(subject="x" * 1_000_000), id="subject that is not the key"),
+        pytest.param(activated(subject="\x80" * 1024), id="subject that is not the key"),
     ],
 )
 def test_the_detail_fits_into_a_header_whatever_it_quotes(value: bytes) -> None:
@@ -138,6 +139,101 @@ def test_the_detail_fits_into_a_header_whatever_it_quotes(value: bytes) -> None:
     error = refused(value, key=b"\x80" * 1_000_000)
     assert error.reason != "too_large"
     assert len(error.detail.encode()) < 4096
+
+
+# --- Texts: what is kept many times is short, counted in characters, not in bytes.
+
+
+def changed(elements: dict[str, Any], **more: Any) -> bytes:
+    return activated(type="entitlement.changed", data={"elements": elements} | more)
+
+
+def corrected(**more: Any) -> bytes:
+    data = {"element": "a", "basis": 1, "part": 0, "parts": 1} | more
+    return activated(type="entitlement.snapshot", source="/seatmark/restate", data=data)
+
+
+CORRECTED_TERMS = {"limit": 1, "changed_at": "2026-11-24T02:14:54Z"}
+CORRECTED_HOLD = {"quantity": 1, "changed_at": "2026-11-24T02:14:54Z"}
+TEXTS: dict[str, Callable[[str], bytes]] = {
+    "id": lambda text: activated(id=text),
+    "source": lambda text: activated(source=text),
+    "subject": lambda text: activated(subject=text),
+    "data.seat_id": lambda text: activated(data={"seat_id": text}),
+    "data.element": lambda text: activated(type="feature.used", data={"element": text}),
+    "data.customer": lambda text: activated(data={"seat_id": "a", "customer": text}),
+    "data.product": lambda text: activated(data={"seat_id": "a", "product": text}),
+    "data.user": lambda text: activated(data={"seat_id": "a", "user": text}),
+    "data.ip": lambda text: activated(data={"seat_id": "a", "ip": text}),
+    "data.host": lambda text: activated(data={"seat_id": "a", "host": text}),
+    "data.reason": lambda text: activated(data={"seat_id": "a", "reason": text}),
+    "data.name": lambda text: changed({"seats": {"limit": 1}}, name=text),
+    "data.holds[0].seat_id": lambda text: activated(
+        type="entitlement.snapshot", data={"element": "a", "holds": [{"seat_id": text}]}
+    ),
+    "data.terms.customer": lambda text: corrected(terms=CORRECTED_TERMS | {"customer": text}),
+    "data.terms.product": lambda text: corrected(terms=CORRECTED_TERMS | {"product": text}),
+    "data.terms.name": lambda text: corrected(terms=CORRECTED_TERMS | {"name": text}),
+}
+
+
+@pytest.mark.parametrize("field", TEXTS)
+@pytest.mark.parametrize("letter", ["x", "é", "😀"])
+def test_a_text_may_have_1024_characters_but_not_more(field: str, letter: str) -> None:
+    longest, too_long = TEXTS[field](letter * 1024), TEXTS[field](letter * 1025)
+    assert decode(longest, key="any", appended_at=None).time == 1_795_486_494_000
+    error = refused(too_long)
+    assert error.reason == "invalid_data"
+    assert error.detail == f"{field}: expected a text of at most 1024 characters"
+
+
+def test_in_a_correction_too() -> None:
+    """Element and seats are checked as anywhere, by a decoder of its own."""
+    assert refused(corrected(element="x" * 1025)).detail == "data.element: expected a text of at most 1024 characters"
+    error = refused(corrected(holds=[CORRECTED_HOLD | {"seat_id": "x" * 1025}]))
+    assert error.detail == "data.holds[0].seat_id: expected a text of at most 1024 characters"
+
+
+def test_the_name_of_an_element_may_have_1024_characters_but_not_more() -> None:
+    event = decode(changed({"x" * 1024: {"limit": 1}}), key="any", appended_at=None)
+    assert event.terms is not None
+    assert list(event.terms) == ["x" * 1024]
+    error = refused(changed({"seats": {"limit": 1}, "x" * 1025: {"limit": 1}}))
+    assert error.reason == "invalid_data"
+    assert error.detail == "data.elements: expected the name of each element to be a text of at most 1024 characters"
+
+
+def test_an_empty_text_is_refused_in_the_same_words() -> None:
+    assert refused(activated(data={"seat_id": ""})).detail == "data.seat_id: expected a text that is not empty"
+    assert refused(activated(id="")).detail == "id: expected a text that is not empty, got ''"
+
+
+@pytest.mark.parametrize("terms", [{"limit": -1}, {"limit": 1, "overdraft": {"type": "absolute", "value": -1}}])
+def test_a_long_name_does_not_hide_what_is_wrong_with_the_terms(terms: dict[str, Any]) -> None:
+    error = refused(changed({"x" * 1024: terms}))
+    assert error.detail.startswith(f"data.elements.{'x' * 100}....")
+    assert "xpected" in error.detail
+
+
+def test_what_nobody_reads_may_be_longer() -> None:
+    assert decode(activated(note="x" * 2000), key="any", appended_at=None).seat_id == "a"
+    assert decode(activated(data={"seat_id": "a", "element": "x" * 2000}), key="any", appended_at=None).element == "seats"
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_10_elements_with_the_longest_ids_are_read(escaped: bool) -> None:
+    """So the limits leave room: what an event's copies take is counted in bytes, and escapes make them the most."""
+    longest = "😀" * 1024
+    elements = {longest[:-1] + str(number): {"limit": number} for number in range(10)}
+    labels = dict.fromkeys(("customer", "product", "user", "ip", "host", "reason", "name"), longest)
+    envelope = {"specversion": "1.0", "id": longest, "source": longest, "subject": longest, "time": "2026-11-24T02:14:54Z"}
+    document = envelope | {"type": "entitlement.changed", "data": {"elements": elements} | labels}
+    value = json.dumps(document, ensure_ascii=escaped).encode()
+    assert len(value) * len(elements) < MAX_EVENT_COPIES_BYTES
+    event = decode(value, key=longest.encode(), appended_at=None)
+    assert (event.entitlement, event.id, event.source, event.customer, event.name) == (longest,) * 5
+    assert event.terms is not None
+    assert [terms.limit for terms in event.terms.values()] == list(range(10))
 
 
 # --- Numbers: whole is what is whole, as JSON Schema has it, and nothing takes for ever.

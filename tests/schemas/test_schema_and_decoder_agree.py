@@ -13,14 +13,16 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas.events import EVENT_TYPES, Refused
+from schemas.events import EVENT_TYPES, RESTATE_SOURCE, Refused
 from tests.schemas.contract import EVENT, complaints, read
 
 Document = dict[str, Any]
 
 # --- Valid events.
 
-names = st.sampled_from(["a", "seats", "wks-12", "64300ACD_F", " ", "é", "\u0000", "x" * 300]) | st.text(min_size=1, max_size=5)
+names = st.sampled_from(["a", "seats", "wks-12", "64300ACD_F", " ", "é", "\u0000", "x" * 300, "é" * 1024]) | st.text(
+    min_size=1, max_size=5
+)
 texts = st.none() | st.just("") | names
 
 
@@ -93,6 +95,32 @@ REQUIRED_AND_OPTIONAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "entitlement.snapshot": ({"element": names}, {}),
 }
+CORRECTION = {
+    "element": names,
+    "basis": whole(0, 2**53) | st.just(2**63 - 1),
+    "part": whole(0, 1),
+    "parts": whole(2, 1_000_000),
+}
+corrected_holds = st.lists(
+    st.fixed_dictionaries(
+        {"seat_id": names, "quantity": whole(0, 10**9), "changed_at": times}, optional={"lease_expires_at": lease_ends}
+    ),
+    max_size=3,
+)
+corrected_terms = st.fixed_dictionaries(
+    {"limit": st.none() | levels, "changed_at": times},
+    optional={
+        "kind": st.sampled_from(["pool", "counter", None]),
+        "overdraft": overdrafts,
+        "lease_policy": st.sampled_from(["release", "keep", None]),
+        **dict.fromkeys(("customer", "product", "name"), texts),
+    },
+)
+CORRECTED = {
+    "holds": st.none() | corrected_holds,
+    "difference": st.none() | whole(-(10**12), 10**12),
+    "terms": st.none() | corrected_terms,
+}
 COMMON: dict[str, Any] = dict.fromkeys(("customer", "product", "user", "ip", "host", "reason"), texts)
 COMMON |= {"credential": st.sampled_from(["code", "user", None]), "note": texts}
 
@@ -112,10 +140,20 @@ def events(draw: st.DrawFn) -> Document:
     return envelope | {"time": draw(times), "data": data}
 
 
+@st.composite
+def corrections(draw: st.DrawFn) -> Document:
+    """A correction that fits the schema, with fields of an ordinary snapshot and of other events, which mean nothing."""
+    envelope = {"specversion": "1.0", "id": draw(names), "source": RESTATE_SOURCE, "type": "entitlement.snapshot"}
+    meaningless = dict.fromkeys(("level", "customer", "credential", "seat_id"), anything)
+    data = draw(st.fixed_dictionaries(CORRECTION, optional=CORRECTED | meaningless))
+    return envelope | {"subject": draw(names), "time": draw(times), "data": data}
+
+
 # --- Damage.
 
 SCALARS: list[Any] = [
-    None, "", "x", "1.0", "none", "absolute", "percentage", "pool", "code", "2026-11-24T02:14:54Z", "2026-02-30T00:00:00Z",
+    None, "", "x", "x" * 1024, "x" * 1025, "😀" * 1024,
+    "1.0", "none", "absolute", "percentage", "pool", "code", "2026-11-24T02:14:54Z", "2026-02-30T00:00:00Z",
     True, False, -1, 0, 1, 2, 10**9, 10**9 + 1, 10**12, 10**12 + 1, 2**63, 2**64, 10**30,
     -1.0, -0.0, 0.0, 1.0, 0.5, 0.00001, 1e9, 1e12, 1e13, 1e30, 1e300, 5e-324,
 ]  # fmt: skip
@@ -132,7 +170,8 @@ anything = (
 )
 FIELDS = [
     "specversion", "id", "source", "type", "subject", "time", "data", "seat_id", "element", "quantity", "lease_expires_at",
-    "holds", "level", "elements", "limit", "overdraft", "value", "kind", "credential", "customer", "",
+    "holds", "level", "elements", "limit", "overdraft", "value", "kind", "credential", "customer", "", "basis", "part",
+    "parts", "difference", "terms", "changed_at",
 ]  # fmt: skip
 
 
@@ -153,7 +192,7 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
 @st.composite
 def slightly_broken(draw: st.DrawFn) -> Document:
     """An event with one or two values replaced, removed, added, or altered by a character."""
-    document = copy.deepcopy(draw(events()))
+    document = copy.deepcopy(draw(events() | corrections()))
     for _ in range(draw(st.integers(1, 2))):
         path = draw(st.sampled_from(list(places(document)) or [("id",)]))
         parent, name = at(document, path[:-1]), path[-1]
@@ -192,6 +231,9 @@ def broken_rules(document: Document) -> set[str]:
     read = {"entitlement.snapshot"} | {
         type for type, (_, optional) in REQUIRED_AND_OPTIONAL.items() if "lease_expires_at" in optional
     }
+    correction = document["type"] == "entitlement.snapshot" and document["source"] == RESTATE_SOURCE
+    if correction:
+        return broken | broken_rules_of_a_correction(data)
     if document["type"] not in read:
         leases = []
     elif document["type"] == "entitlement.snapshot":
@@ -206,10 +248,31 @@ def broken_rules(document: Document) -> set[str]:
             broken.add("holds")
     if document["type"] == "entitlement.changed":
         for terms in data["elements"].values():
-            overdraft = terms.get("overdraft") or {"type": "none"}
-            if overdraft["type"] == "percentage" and round(overdraft["value"], 4) != overdraft["value"]:
+            if too_precise(terms):
                 broken.add("value")
     return broken
+
+
+def broken_rules_of_a_correction(data: Document) -> set[str]:
+    broken = set()
+    holds, terms = data.get("holds") or [], data.get("terms") or {}
+    if data["part"] >= data["parts"]:
+        broken.add("part")
+    if len({hold["seat_id"] for hold in holds}) < len(holds):
+        broken.add("holds")
+    for field in ("changed_at", "lease_expires_at"):
+        if any(milliseconds(hold[field]) < 0 for hold in holds if hold.get(field) is not None):
+            broken.add(field)
+    if terms and milliseconds(terms["changed_at"]) < 0:
+        broken.add("changed_at")
+    if too_precise(terms):
+        broken.add("value")
+    return broken
+
+
+def too_precise(terms: Document) -> bool:
+    overdraft = terms.get("overdraft") or {"type": "none"}
+    return overdraft["type"] == "percentage" and round(overdraft["value"], 4) != overdraft["value"]
 
 
 def check(document: Document) -> None:
@@ -224,7 +287,7 @@ def check(document: Document) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(events())
+@given(events() | corrections())
 def test_an_event_that_is_made_to_fit_does(document: Document) -> None:
     assert complaints(EVENT, document) == []
     check(document)
@@ -234,6 +297,9 @@ ENVELOPE: Document = {"specversion": "1.0", "id": "1", "source": "/s", "subject"
 LIMIT: Document = {"limit": 1}
 TOO_PRECISE: Document = {"overdraft": {"type": "percentage", "value": 12.34567}}
 OVERDRAFT: Document = {"overdraft": {"type": "absolute", "value": 2.0}}
+SNAPSHOT: Document = ENVELOPE | {"type": "entitlement.snapshot"}
+OWN: Document = SNAPSHOT | {"source": RESTATE_SOURCE}
+BASIS: Document = {"element": "a", "basis": 1, "part": 0, "parts": 1}
 
 
 @settings(max_examples=600, deadline=None)
@@ -241,5 +307,15 @@ OVERDRAFT: Document = {"overdraft": {"type": "absolute", "value": 2.0}}
 @example(ENVELOPE | {"type": "entitlement.changed", "data": {"elements": {"a": LIMIT | OVERDRAFT}}})
 @example(ENVELOPE | {"type": "entitlement.changed", "data": {"elements": {"a: b": LIMIT | TOO_PRECISE}}})
 @example(ENVELOPE | {"type": "seat.activated", "time": "1969-12-31T23:59:59Z", "data": {"seat_id": "a"}})
+@example(OWN | {"data": {"element": "a", "level": 1}})
+@example(OWN | {"data": BASIS | {"level": "x"}})
+@example(OWN | {"data": BASIS | {"basis": 2.0**60}})
+@example(OWN | {"data": BASIS | {"basis": 2.0**63}})
+@example(OWN | {"data": BASIS | {"part": 1}})
+@example(OWN | {"data": BASIS | {"terms": LIMIT | TOO_PRECISE | {"changed_at": "2026-11-24T02:14:54Z"}}})
+@example(OWN | {"data": BASIS | {"terms": LIMIT | {"changed_at": "1969-12-31T23:59:59Z"}}})
+@example(SNAPSHOT | {"data": {"element": "a", "level": 1, "basis": "x", "terms": 1, "part": [], "difference": None}})
+@example(SNAPSHOT | {"data": BASIS})
+@example(OWN | {"type": "seat.activated", "data": {"seat_id": "a", "basis": "x"}})
 def test_schema_and_decoder_agree_on_a_damaged_event(document: Document) -> None:
     check(document)

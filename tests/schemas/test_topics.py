@@ -5,7 +5,8 @@ import re
 import pytest
 
 from processors.agents import MAX_STATE_BATCH_BYTES, Topics
-from schemas.events import MAX_EVENT_BYTES
+from schemas.alerts import Alert, AlertData, Cause, encode_alert
+from schemas.events import MAX_EVENT_BYTES, MAX_TEXT_LENGTH
 from schemas.topics import Topic, catalogue
 from tests.schemas.contract import SCHEMAS, schema
 
@@ -65,6 +66,19 @@ def test_events_carry_the_time_at_which_the_broker_got_them() -> None:
 def test_what_is_refused_for_its_size_still_fits_and_so_does_its_dead_letter() -> None:
     assert MAX_EVENT_BYTES < size("entitlement-events") == 4 * 1024 * 1024
     assert size("entitlement-events") < size("entitlement-events-dlq") == 5 * 1024 * 1024
+
+
+def test_an_alert_with_the_longest_texts_has_some_50_kib() -> None:
+    """As the catalogue says. A day row has fewer of them."""
+    longest = "\0" * MAX_TEXT_LENGTH  # \u0000 in JSON
+    data = AlertData(
+        entitlement=longest, element=longest, customer=longest, product=longest,
+        cause=Cause(longest, longest, "seat.activated"),
+        from_state="within", to_state="at_limit", level=1, limit=1, hard_limit=1, overage=0, at="2026-11-24T02:14:54.123Z",
+    )  # fmt: skip
+    alert = Alert(id="1", source="/seatmark/worker", type="limit.reached", subject=longest, time=data.at, data=data)
+    record = len(longest.encode()) + len(encode_alert(alert))
+    assert 40 * 1024 < record < 50 * 1024 < size("overdraft-alerts") == size("entitlement-days")
 
 
 def test_dead_letters_outlive_the_events() -> None:

@@ -1,6 +1,10 @@
 """Settings: unknown names and bad values fail at start, by name; the README documents each."""
 
+import os
 import re
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -59,6 +63,73 @@ def test_the_dsn_is_a_secret() -> None:
     settings = load_settings({"SEATMARK_CLICKHOUSE_DSN": "http://seatmark:hunter2@db:8123/x"})
     assert "hunter2" not in repr(settings)
     assert "hunter2" in settings.clickhouse_dsn.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "http://127.0.0.1:8123/default",
+        "https://clickhouse.example/db",
+        "http://seatmark@db/x?connect_timeout=3",
+        "http://seatmark:p%40ss%2Fw%23o%3Frd%25@[::1]:8123/db",
+        "chdb:///var/lib/seat%23mark",
+        "chdb:///var/lib/seatmark?database=x",
+    ],
+)
+def test_a_dsn_that_is_one(dsn: str) -> None:
+    assert load_settings({"SEATMARK_CLICKHOUSE_DSN": dsn}).clickhouse_dsn.get_secret_value() == dsn
+
+
+# "geheim" is the password or a part of it, where there is one.
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "",
+        "127.0.0.1:8123",
+        "clickhouse://seatmark:geheim@db:9000/x",
+        "http://",
+        "http://:8123/x",
+        "http://seatmark:geheim@db:port/x",
+        "http://seatmark:geheim@db:123456/x",
+        "http://seatmark:geh/geheim@db:8123/x",
+        "http://seatmark:1/geheim@db:8123/x",
+        "http://seatmark:geh#geheim@db:8123/x",
+        "http://seatmark:1#geheim@db:8123/x",
+        "http://seatmark:1?geheim@db:8123/x",
+        "http://seatmark:[geheim@db:8123/x",
+        "http://db/x/geheim",
+        "chdb:",
+        "chdb://data/clickhouse",
+        "chdb://memory",
+        "chdb:///data/#1",
+        "chdb:///data#",
+        "chdb:///data/clickhouse?1",
+        "chdb:///data/clickhouse?1=2",
+    ],
+)
+def test_a_dsn_that_is_none_is_refused_without_showing_any_of_it(dsn: str) -> None:
+    with pytest.raises(SettingsWrong) as refused:
+        load_settings({"SEATMARK_CLICKHOUSE_DSN": dsn})
+    told = str(refused.value)
+    assert told == (
+        "SEATMARK_CLICKHOUSE_DSN: expected chdb:///directory or http(s)://user:password@host:8123/database. In user, "
+        "password, directory and database write # as %23, ? as %3F, @ as %40, % as %25, and a / that is no separator as %2F"
+    )
+    shown = "".join(traceback.format_exception(refused.value))
+    assert "geheim" not in shown
+
+
+def test_the_command_line_tells_a_bad_dsn_in_one_line() -> None:
+    """And not in a traceback, which would show parts of the password."""
+    done = subprocess.run(
+        [sys.executable, "-m", "seatmark", "migrate"],
+        env={**os.environ, "SEATMARK_CLICKHOUSE_DSN": "http://seatmark:pa/geheim@db:8123/x"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("seatmark: SEATMARK_CLICKHOUSE_DSN: expected chdb:///directory")
+    assert done.stderr.count("\n") == 1
+    assert "geheim" not in done.stderr
 
 
 def test_the_readme_documents_each_setting_with_its_default_and_description() -> None:

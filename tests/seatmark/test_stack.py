@@ -1,5 +1,6 @@
 """The embedded stack as a user meets it: `seatmark up` and the commands, as processes of their own."""
 
+import asyncio
 import csv
 import io
 import json
@@ -10,15 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
 import httpx
 import orjson
 import psutil
+import pyarrow as pa
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
+from seatmark.produce import worker_applied
 
 pytestmark = pytest.mark.stack
 
@@ -44,17 +50,19 @@ class RunningStack:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.port, self.broker_port = free_ports(2)
+        self.port, self.broker_port, self.clickhouse_port = free_ports(3)
         self.environment = {
             **os.environ,
             "SEATMARK_BROKERS": f"127.0.0.1:{self.broker_port}",
             "SEATMARK_URL": f"http://127.0.0.1:{self.port}",
+            "SEATMARK_CLICKHOUSE_DSN": f"http://127.0.0.1:{self.clickhouse_port}/default",
         }
         self._up: subprocess.Popen[str] | None = None
 
     def start(self) -> str:
         """Start, and wait until it says that it is up; what it said until then."""
         ports = ["--port", str(self.port), "--broker-port", str(self.broker_port)]
+        ports += ["--clickhouse-port", str(self.clickhouse_port)]
         self._up = subprocess.Popen(
             [*SEATMARK, "up", "--data-dir", str(self.data_dir), *ports],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,
@@ -171,6 +179,63 @@ def test_a_flexnet_log_and_terms_become_the_days_worked_out_by_hand(stack: Runni
     assert [row["max"] for row in csv.DictReader(io.StringIO(as_csv))] == ["0", "2", "1", "3"]
 
 
+def test_files_of_a_rotated_log_become_the_days_of_the_whole_log(stack: RunningStack, tmp_path: Path) -> None:
+    older, newer = FLEXNET_LOG.split(" 0:30:00 (lmgrd)")
+    (tmp_path / "acmed.log.1").write_text(older)
+    (tmp_path / "acmed.log").write_text(" 0:30:00 (lmgrd)" + newer)
+    files = [str(tmp_path / "acmed.log"), str(tmp_path / "acmed.log.1")]
+    done = stack.run("import", "flexnet", *files, "--entitlement", "acme-6", "--customer", "acme")
+    assert done.returncode == 0, done.stderr.decode()
+    assert "read in the order of their first lines" in done.stderr.decode()
+    days = columns(stack.usage("acme-6", "--to", "2025-04-06", "--days", "4"))
+    assert days == [(*day[:5], None, None, *day[7:]) for day in EXPECTED]
+
+
+def test_terms_tell_what_came_of_them(stack: RunningStack) -> None:
+    def told(limit: int, at: str) -> str:
+        done = stack.run("terms", "acme-7", "--element", "seats", "--limit", str(limit), "--at", at)
+        assert done.returncode == 0
+        return done.stderr.decode()
+
+    assert told(10, "2026-02-28T00:00:00Z").endswith(": in force\n")
+    # Older than those in force.
+    assert "not in force. In force are limit 10" in told(9, "2026-02-01T00:00:00Z")
+    # Of the same time as those in force, and given later; then the first ones once more, which count once.
+    assert told(12, "2026-02-28T00:00:00Z").endswith(": in force\n")
+    assert "not in force. In force are limit 12" in told(10, "2026-02-28T00:00:00Z")
+
+
+def test_dead_letters_are_sent_again_and_applied(stack: RunningStack) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-8",
+             "time": "2026-01-05T10:00:00Z", "data": {"seat_id": "s"}}  # fmt: skip
+    bad = orjson.dumps({**event, "id": "2", "data": {}})
+    brokers = stack.environment["SEATMARK_BROKERS"]
+
+    async def dead_letter() -> None:
+        """Two records that the worker refuses."""
+        producer = AIOKafkaProducer(bootstrap_servers=brokers)
+        await producer.start()
+        try:
+            placed = [
+                await producer.send_and_wait("entitlement-events", value, key=key, partition=0)
+                for key, value in ((b"acme", orjson.dumps(event)), (b"acme-8", bad))
+            ]
+        finally:
+            await producer.stop()
+        await worker_applied({0: placed[-1].offset + 1}, brokers=brokers, prefix="", seconds=60)
+
+    asyncio.run(dead_letter())
+    # A second time it is a repeat.
+    for _ in range(2):
+        sent = stack.run("replay-dead-letters", "--reason", "key_mismatch", "--reason", "invalid_data")
+        assert sent.returncode == 1
+        assert "sent 1 of the letters with key_mismatch, invalid_data; 1 are still no valid events" in sent.stderr.decode()
+        assert "Still no valid events: 1" in sent.stdout.decode()
+        assert "seat_id" in sent.stdout.decode()
+    [day] = stack.usage("acme-8", "--to", "2026-01-05", "--days", "1")
+    assert (day["max"], day["activations"]) == (1, 1)
+
+
 def test_a_worker_killed_in_the_middle_of_an_import_changes_nothing(stack: RunningStack, log: Path) -> None:
     stack.run("terms", "acme-2", "--element", "RENDER", "--limit", "1", "--overdraft", "absolute:1",
               "--at", "2025-04-04T00:00:00Z")  # fmt: skip
@@ -230,19 +295,39 @@ def test_what_cannot_be_answered_says_why(stack: RunningStack) -> None:
     assert httpx.get(f"http://127.0.0.1:{stack.port}/livez").status_code == 200
 
 
-def test_a_taken_data_directory_and_a_taken_port_are_told(stack: RunningStack, tmp_path: Path) -> None:
-    port, broker_port = (str(number) for number in free_ports(2))
-    taken = stack.run("up", "--data-dir", str(stack.data_dir), "--port", port, "--broker-port", broker_port)
-    assert taken.returncode == 1
-    assert "another --data-dir" in taken.stderr.decode()
+def test_other_programs_ask_clickhouse_and_insert(stack: RunningStack) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-5",
+             "time": "2026-01-05T10:00:00Z", "data": {"seat_id": "s"}}  # fmt: skip
+    assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
+    client = clickhouse_connect.get_client(dsn=f"http://127.0.0.1:{stack.clickhouse_port}/default")
+    levels = "SELECT element, level FROM live_levels WHERE entitlement = 'acme-5'"
+    assert client.query(levels).result_rows == [("seats", 1)]
+    row = {"entitlement": ["acme-5"], "element": ["seats"], "position": pa.array([7], pa.uint64()),
+           "through": [date(2026, 1, 6)]}  # fmt: skip
+    client.insert_arrow("restatements", pa.table(row))
+    assert client.query("SELECT position FROM restatements WHERE entitlement = 'acme-5'").result_rows == [(7,)]
+    client.close()
+
+
+def test_a_taken_data_directory_and_taken_ports_are_told(stack: RunningStack, tmp_path: Path) -> None:
+    port, broker_port, clickhouse_port = (str(number) for number in free_ports(3))
+    free = {"--port": port, "--broker-port": broker_port, "--clickhouse-port": clickhouse_port}
+
+    def up(data_dir: Path, **ports: str) -> str:
+        """What is said of a start that fails."""
+        options = free | {"--" + name.replace("_", "-"): number for name, number in ports.items()}
+        done = stack.run("up", "--data-dir", str(data_dir), *(text for option in options.items() for text in option))
+        assert done.returncode == 1
+        return done.stderr.decode()
+
+    assert "another --data-dir" in up(stack.data_dir)
     with socket.create_server(("127.0.0.1", 0)) as server:
         used = str(server.getsockname()[1])
-        on_port = stack.run("up", "--data-dir", str(tmp_path / "a"), "--port", used, "--broker-port", broker_port)
-        assert on_port.returncode == 1
-        assert "--port" in on_port.stderr.decode()
-        on_broker_port = stack.run("up", "--data-dir", str(tmp_path / "b"), "--port", port, "--broker-port", used)
-        assert on_broker_port.returncode == 1
-        assert used in on_broker_port.stderr.decode()
+        assert f"cannot listen on 127.0.0.1:{used}" in (said := up(tmp_path / "a", port=used))
+        assert "choose another --port" in said
+        assert used in up(tmp_path / "b", broker_port=used)
+        assert f"cannot listen on 127.0.0.1:{used}" in (said := up(tmp_path / "c", clickhouse_port=used))
+        assert "choose another --clickhouse-port" in said
 
 
 def test_stopped_before_anything_happened_it_ends_cleanly_and_starts_again(tmp_path: Path) -> None:
@@ -277,7 +362,7 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
         sent = stack.run("import", "flexnet", str(log), "--entitlement", "acme-1", "--no-wait")
         assert sent.returncode == 0, sent.stderr.decode()
         assert stack.stop(number) == 0
-        assert "replaying 7 events" in stack.start()
+        assert "replaying the raw log: 1 element, done" in stack.start()
         days = stack.usage("acme-1", "--to", "2025-04-06", "--days", "3")
         assert [(day["min"], day["max"], day["closing"]) for day in days] == [(0, 2, 1), (1, 1, 1), (0, 3, 0)]
         # The rebuilt state goes on where the old one was: the one who comes back is counted once.
@@ -292,8 +377,8 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
 
 
 def test_the_demo_shows_thirty_days_and_ends() -> None:
-    port, broker_port = (str(number) for number in free_ports(2))
-    demo = [*SEATMARK, "demo", "--port", port, "--broker-port", broker_port]
+    port, broker_port, clickhouse_port = (str(number) for number in free_ports(3))
+    demo = [*SEATMARK, "demo", "--port", port, "--broker-port", broker_port, "--clickhouse-port", clickhouse_port]
     done = subprocess.run(demo, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2026-") + done.stdout.count("2027-") >= 30 or done.stdout.count("│20") >= 30

@@ -11,15 +11,15 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from processors.domain.days import Calendar
-from processors.sink import alerts_table, days_table, marks_table
+from processors.sink import alerts_table, days_table, marks_table, settled_table
 from schemas.activity import ActivityRow, decode_activity, encode_activity
 from schemas.alerts import Alert
-from schemas.days import DayMark, DayRow
+from schemas.days import DayMark, DayRow, Settled
 
 Put = Callable[..., None]
 
 
-def _put(client: Client, *rows: ActivityRow | DayRow | DayMark | Alert, restated: bool = False) -> None:
+def _put(client: Client, *rows: ActivityRow | DayRow | DayMark | Settled | Alert, restated: bool = False) -> None:
     """Insert rows of one kind, as one insert."""
     kind = type(rows[0])
     if kind is ActivityRow:
@@ -29,6 +29,8 @@ def _put(client: Client, *rows: ActivityRow | DayRow | DayMark | Alert, restated
         client.insert_arrow("days", table.append_column("restated", pa.array([restated] * len(rows))))
     elif kind is DayMark:
         client.insert_arrow("marks", marks_table(rows))
+    elif kind is Settled:
+        client.insert_arrow("settled", settled_table(rows))
     else:
         client.insert_arrow("alerts", alerts_table(rows))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from schemas.days import DayRow
-from tests.chdb_http import ChdbHttp
-from views.store import Store, StoreUnavailable, address_of, connect
+from seatmark.chdb_http import ChdbHttp
+from views.store import Store, StoreUnavailable, address_of, chdb_directory, chdb_dsn, connect
 
+# What a reader of everything gives each query.
+ALL: dict[str, Any] = {"everyone": True, "customers": []}
 AT = "2026-11-24 10:00:00.000"
 
 
@@ -33,10 +36,10 @@ def test_parameters_are_data(
 ) -> None:
     odd = entitlement + text
     put(client, day_row("2026-11-20", entitlement=odd, element=text, closing=1))
-    assert [row["element"] for row in store.query("entitlement", entitlement=odd)] == [text]
-    days = store.query("usage", entitlement=odd, element=text, last_day="2026-11-21", days=2, at=AT)
+    assert [row["element"] for row in store.query("entitlement", entitlement=odd, **ALL)] == [text]
+    days = store.query("usage", entitlement=odd, element=text, last_day="2026-11-21", days=2, at=AT, **ALL)
     assert [day["closing"] for day in days] == [1, 1]
-    assert store.query("entitlement", entitlement=text + "'") == []
+    assert store.query("entitlement", entitlement=text + "'", **ALL) == []
 
 
 def test_threads_do_not_disturb_each_other(
@@ -46,7 +49,7 @@ def test_threads_do_not_disturb_each_other(
     answers: dict[int, list[int]] = {}
 
     def ask(n: int) -> None:
-        answers[n] = [store.query("entitlement", entitlement=f"{entitlement}{n}")[0]["level"] for _ in range(10)]
+        answers[n] = [store.query("entitlement", entitlement=f"{entitlement}{n}", **ALL)[0]["level"] for _ in range(10)]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -69,7 +72,7 @@ def test_unknown_queries_are_told_from_failures(store: Store) -> None:
 
 def test_errors_that_are_ours_stay_what_they_are(store: Store) -> None:
     with pytest.raises(DatabaseError):
-        store.query("usage", entitlement="e", element="seats", last_day="not a date", days=1, at=AT)
+        store.query("usage", entitlement="e", element="seats", last_day="not a date", days=1, at=AT, **ALL)
 
 
 def test_a_database_without_tables(new_database: Callable[[], str]) -> None:
@@ -100,9 +103,38 @@ def test_another_process_has_the_directory(chdb_http: ChdbHttp) -> None:
         "try:\n    connect(sys.argv[1])\nexcept StoreUnavailable as error:\n    print(error)\n"
     )
     child = subprocess.run(
-        [sys.executable, "-c", program, f"chdb://{chdb_http.path}"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, chdb_dsn(chdb_http.directory)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert f"cannot open the embedded ClickHouse at chdb://{chdb_http.path}: another process has it open" in child.stdout
+    assert f"cannot open the embedded ClickHouse at chdb://{chdb_http.directory}: another process has it open" in child.stdout
+
+
+def test_the_embedded_store_is_in_the_directory_that_was_named(tmp_path: Path) -> None:
+    """In a process of its own: one can open a single directory."""
+    directory = tmp_path / "a #1 100%25 é&'b"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom views.migrate import migrate\nfrom views.store import Store, chdb_dsn\n"
+        "dsn = chdb_dsn(Path(sys.argv[1]))\nmigrate(dsn, 'UTC')\nprint(Store(dsn).address)\n"
+        "print(Store(dsn).query('reporting_day', at='2026-11-24 10:00:00.000'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"chdb://{directory}\n[{{'timezone': 'UTC', 'day': '2026-11-24'}}]\n"
+    assert list(tmp_path.iterdir()) == [directory]
+    assert (directory / "data").is_dir()
+
+
+def test_a_directory_that_chdb_would_take_apart_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"cannot use the directory .*/a\?b: choose one without a question mark"):
+        connect(chdb_dsn(tmp_path / "a?b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_has_no_directory() -> None:
+    with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:8123 is a server") as refused:
+        chdb_directory("http://seatmark:geheim@127.0.0.1:8123/default")
+    assert "geheim" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +143,7 @@ def test_another_process_has_the_directory(chdb_http: ChdbHttp) -> None:
         ("http://user:secret@clickhouse.example:8123/db", "http://clickhouse.example:8123"),
         ("https://user:secret@clickhouse.example/db", "https://clickhouse.example"),
         ("chdb:///var/lib/seatmark?database=x", "chdb:///var/lib/seatmark"),
+        ("chdb:///var/lib/seat%23mark", "chdb:///var/lib/seat#mark"),
     ],
 )
 def test_what_is_shown_of_a_dsn(dsn: str, shown: Any) -> None:

@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 from clickhouse_connect.driver.client import Client
 
-from processors.sink import INSERT_SETTINGS, days_table
+from processors.domain.ledger import position_of
+from processors.sink import INSERT_SETTINGS, Progress, days_table, progress_table
 from schemas.activity import ActivityRow, decode_activity, encode_activity
 from schemas.alerts import Alert, AlertData, Cause
-from schemas.days import DayMark, DayRow
+from schemas.days import DayMark, DayRow, Settled
 from schemas.events import format_time
+from views.migrate import migrate
+from views.raw_log import RawLog
+from views.store import connect
 
 Put = Callable[..., None]
 DayRows = Callable[..., DayRow]
@@ -115,19 +120,83 @@ def test_an_alert_comes_back_as_it_was(client: Client, put: Put, entitlement: st
 
 
 def test_a_mark_comes_back_as_it_was_and_the_latest_of_a_range_stays(client: Client, put: Put, entitlement: str) -> None:
-    for position in (7, 9, 8):
+    for position, since in ((7, 3), (9, 0), (8, 3)):
         put(
             client,
             DayMark(
                 entitlement=entitlement, element="seats", first_day="2026-11-20", last_day="2026-11-21", timezone="UTC",
-                position=position,
+                position=position, since=since,
             ),
         )  # fmt: skip
     stored = rows_of(client, "SELECT * FROM marks FINAL WHERE entitlement = {entitlement:String}", entitlement)
     assert stored == [
         {"entitlement": entitlement, "element": "seats", "first_day": date(2026, 11, 20), "last_day": date(2026, 11, 21),
-         "position": 9}
+         "position": 9, "since": 0}
     ]  # fmt: skip
+
+
+def test_the_latest_settled_position_of_an_element_stays(client: Client, put: Put, entitlement: str) -> None:
+    for position in (7, 2**62, 8):
+        put(client, Settled(entitlement=entitlement, element="seats", position=position))
+    put(client, Settled(entitlement=entitlement, element="render", position=3))
+    stored = rows_of(
+        client, "SELECT * FROM settled FINAL WHERE entitlement = {entitlement:String} ORDER BY element", entitlement
+    )
+    assert stored == [
+        {"entitlement": entitlement, "element": "render", "position": 3},
+        {"entitlement": entitlement, "element": "seats", "position": 2**62},
+    ]
+
+
+def test_the_highest_progress_of_a_partition_stays_whatever_the_order(client: Client, entitlement: str) -> None:
+    """The test's entitlement names the topic, so that no other test has it."""
+    for partition, epoch, offset in ((0, 1, 900), (0, 2, 5), (0, 2, 4), (0, 1, 901), (1, 2**15 - 1, 2**48 - 1)):
+        reached = Progress(entitlement, partition, epoch, offset, f"incarnation-{epoch}")
+        client.insert_arrow("progress", progress_table([reached]))
+    stored = rows_of(
+        client,
+        "SELECT partition, epoch, offset, incarnation, position FROM progress FINAL "
+        "WHERE topic = {entitlement:String} ORDER BY partition",
+        entitlement,
+    )
+    assert stored == [
+        {"partition": 0, "epoch": 2, "offset": 5, "incarnation": "incarnation-2", "position": position_of(2, 5)},
+        {
+            "partition": 1, "epoch": 2**15 - 1, "offset": 2**48 - 1, "incarnation": f"incarnation-{2**15 - 1}",
+            "position": position_of(2**15 - 1, 2**48 - 1),
+        },
+    ]  # fmt: skip
+
+
+def test_the_latest_restatement_of_an_element_stays(client: Client, entitlement: str) -> None:
+    written_at = [datetime(2026, 11, 24, 10, minute, tzinfo=UTC) for minute in (0, 2, 1)]
+    for position, through, at in zip((9, 9, 7), (20, 22, 23), written_at, strict=True):
+        rows = {
+            "entitlement": [entitlement], "element": ["seats"], "position": pa.array([position], pa.uint64()),
+            "through": pa.array([date(2026, 11, through)], pa.date32()), "written_at": [at],
+        }  # fmt: skip
+        client.insert_arrow("restatements", pa.table(rows))
+    query = "SELECT position, through FROM restatements FINAL WHERE entitlement = {entitlement:String}"
+    assert rows_of(client, query, entitlement) == [{"position": 9, "through": date(2026, 11, 22)}]
+
+
+def test_of_an_exact_state_the_one_of_more_events_stays_and_old_ones_go(client: Client, entitlement: str) -> None:
+    """Old is what was written long ago: an import of an old log has states of old days."""
+    [now] = client.query("SELECT now()").first_row
+    for day, position, days_ago in ((20, 8, 3), (20, 9, 2), (20, 7, 1), (21, 5, 39), (22, 5, 41)):
+        rows = {
+            "entitlement": [entitlement], "element": ["seats"], "day": pa.array([date(2016, 11, day)], pa.date32()),
+            "position": pa.array([position], pa.uint64()), "state": [f"state-{position}"],
+            "written_at": [now.replace(tzinfo=UTC) - timedelta(days=days_ago)],
+        }  # fmt: skip
+        client.insert_arrow("exact_states", pa.table(rows))
+    # Merges happen sooner or later; this is one.
+    client.command("OPTIMIZE TABLE exact_states FINAL")
+    query = "SELECT day, position, state FROM exact_states WHERE entitlement = {entitlement:String} ORDER BY day"
+    assert rows_of(client, query, entitlement) == [
+        {"day": date(2016, 11, 20), "position": 9, "state": "state-9"},
+        {"day": date(2016, 11, 21), "position": 5, "state": "state-5"},
+    ]
 
 
 def test_a_repeated_insert_with_the_same_token_is_dropped_everywhere(
@@ -176,6 +245,102 @@ def test_the_row_with_an_effect_stays_whichever_comes_last(
     assert rows_of(client, query, entitlement) == [{"level": 4}]
     put(client, activity_row(version=2, level=3))
     assert rows_of(client, query, entitlement) == [{"level": 3}]
+
+
+def test_of_the_arrivals_of_an_event_the_first_stays_whichever_is_stored_last(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """With an effect or without: of rows that are alike in this, the one with the lowest position. Read, and after a merge."""
+    first, second, next_epoch = ({"epoch": 1, "offset": 7}, {"epoch": 1, "offset": 2**48 - 1}, {"epoch": 2, "offset": 0})
+    orders = [(first, second, next_epoch), (next_epoch, first, second), (second, next_epoch, first)]
+    for version in (0, 1):
+        for number, order in enumerate(orders):
+            for arrival in order:
+                put(client, activity_row(id=f"{version}-{number}", version=version, **arrival))
+    query = "SELECT id, epoch, offset FROM activity {} WHERE entitlement = {{entitlement:String}} ORDER BY id"
+    stored = [{"id": f"{version}-{number}"} | first for version in (0, 1) for number in range(3)]
+    assert rows_of(client, query.format("FINAL"), entitlement) == stored
+    client.command("OPTIMIZE TABLE activity FINAL")
+    assert rows_of(client, query.format(""), entitlement) == stored
+
+
+def test_a_row_with_an_effect_stays_before_an_earlier_one_without(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """What the level came from is not hidden by an arrival that did nothing."""
+    put(client, activity_row(version=1, offset=9))
+    put(client, activity_row(version=0, offset=7))
+    put(client, activity_row(version=0, offset=8))
+    put(client, activity_row(version=1, offset=10))
+    query = "SELECT version, offset FROM activity FINAL WHERE entitlement = {entitlement:String}"
+    assert rows_of(client, query, entitlement) == [{"version": 1, "offset": 9}]
+
+
+def test_a_restated_row_stays_before_all_others_and_the_latest_of_them(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    put(client, activity_row(version=position_of(2, 0) + 2, offset=7, level=3))
+    put(client, activity_row(version=position_of(1, 2**48 - 1) + 2, offset=7, level=2))
+    # Positions below that of the restated row.
+    put(client, activity_row(version=1, offset=6, level=1))
+    put(client, activity_row(version=0, offset=5, level=0))
+    query = "SELECT offset, level FROM activity FINAL WHERE entitlement = {entitlement:String}"
+    assert rows_of(client, query, entitlement) == [{"offset": 7, "level": 3}]
+    # Restated at the lowest position that there can be.
+    put(client, activity_row(id="lowest", version=2, offset=0, level=1))
+    put(client, activity_row(id="lowest", version=1, epoch=0, offset=0, level=9))
+    assert rows_of(client, query + " AND id = 'lowest'", entitlement) == [{"offset": 0, "level": 1}]
+
+
+def test_a_position_that_is_too_high_to_be_ranked_is_below_all_others(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """From 16,384 epochs on. It must not look like a row of another kind."""
+    query = "SELECT epoch, version FROM activity FINAL WHERE entitlement = {entitlement:String} AND id = 'a'"
+    put(client, activity_row(id="a", version=1, epoch=2**14 - 2))
+    put(client, activity_row(id="a", version=1, epoch=2**14))
+    assert rows_of(client, query, entitlement) == [{"epoch": 2**14 - 2, "version": 1}]
+    put(client, activity_row(id="b", version=1, epoch=2**32 - 1))
+    put(client, activity_row(id="b", version=0, epoch=1))
+    assert rows_of(client, query.replace("'a'", "'b'"), entitlement) == [{"epoch": 2**32 - 1, "version": 1}]
+
+
+def test_of_the_arrivals_of_terms_the_first_is_shown(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    def arrival(offset: int, limit: int, version: int) -> ActivityRow:
+        event = json.dumps({"data": {"elements": {"seats": {"limit": limit}}}}).encode()
+        return activity_row(type="entitlement.changed", offset=offset, version=version, event=event)
+
+    query = "SELECT offset, `limit` FROM terms FINAL WHERE entitlement = {entitlement:String}"
+    put(client, arrival(offset=9, limit=3, version=0))
+    put(client, arrival(offset=8, limit=2, version=0))
+    put(client, arrival(offset=10, limit=4, version=0))
+    assert rows_of(client, query, entitlement) == [{"offset": 8, "limit": 2}]
+    put(client, arrival(offset=12, limit=6, version=1))
+    put(client, arrival(offset=13, limit=7, version=1))
+    assert rows_of(client, query, entitlement) == [{"offset": 12, "limit": 6}]
+    put(client, arrival(offset=12, limit=6, version=position_of(1, 13) + 2))
+    put(client, arrival(offset=11, limit=5, version=1))
+    assert rows_of(client, query, entitlement) == [{"offset": 12, "limit": 6}]
+
+
+@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+def test_an_epoch_counts_although_only_repeats_came_in_it(
+    new_database: Callable[[], str], put: Put, activity_row: ActivityRows
+) -> None:
+    """Their rows make way for those of the first arrivals. What comes next must still have positions of its own."""
+    dsn = new_database()
+    migrate(dsn, "UTC")
+    client = connect(dsn)
+    assert RawLog(client, "entitlement-events").highest_epoch() == 0
+    put(client, activity_row(epoch=2, offset=7))
+    put(client, activity_row(epoch=3, offset=0))
+    client.insert_arrow("progress", progress_table([Progress("entitlement-events", 0, 3, 0, "incarnation-3")]))
+    client.command("OPTIMIZE TABLE activity FINAL")
+    assert client.query("SELECT epoch FROM activity").result_rows == [(2,)]
+    assert RawLog(client, "entitlement-events").highest_epoch() == 3
+    client.close()
 
 
 def test_a_repeat_with_another_time_shows_once_in_the_history(
@@ -237,6 +402,66 @@ def test_terms_are_what_the_event_says(client: Client, put: Put, activity_row: A
             ("seats", "CAD for all", "keep", "pool", 10, "percentage", Decimal("12.5"), 0),
         ]
     ]
+
+
+def test_a_restated_raw_row_stands_in_the_place_of_its_live_one(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    """Its version is the position it was restated at and 2: above every live row, and above earlier restatements."""
+    basis = position_of(1, 40)
+    # Late, because it came after `b`; in exact order it came first. `a` came once more with another time.
+    first = activity_row(id="a", offset=7, time=MS_2026, t=MS_2026 + 5, version=0, late=True, delta=0, level=9)
+    again = activity_row(id="a", offset=8, time=MS_2026 + 3, t=MS_2026 + 5, version=0, late=True, delta=0, level=9)
+    second = activity_row(id="b", offset=6, time=MS_2026 + 5, version=1, delta=1, level=9)
+    put(client, second)
+    put(client, first, again)
+    exact = first._replace(t=MS_2026, late=False, delta=1, level=1)
+    put(client, exact._replace(version=basis + 2), second._replace(level=2, version=basis + 2))
+    # What a sink stores again after a restart.
+    put(client, second)
+    put(client, first, again)
+
+    def history() -> list[dict[str, Any]]:
+        return rows_of(
+            client,
+            "SELECT id, offset, delta, level, late, toUnixTimestamp64Milli(placed_at) AS placed_at FROM activity_history "
+            "WHERE entitlement = {entitlement:String}",
+            entitlement,
+        )
+
+    restated = [
+        {"id": "b", "offset": 6, "delta": 1, "level": 2, "late": False, "placed_at": MS_2026 + 5},
+        {"id": "a", "offset": 7, "delta": 1, "level": 1, "late": False, "placed_at": MS_2026},
+    ]
+    assert history() == restated
+    versions = rows_of(
+        client,
+        "SELECT id, offset, version FROM activity FINAL WHERE entitlement = {entitlement:String} ORDER BY offset",
+        entitlement,
+    )
+    assert versions == [
+        {"id": "b", "offset": 6, "version": basis + 2},
+        {"id": "a", "offset": 7, "version": basis + 2},
+        {"id": "a", "offset": 8, "version": 0},
+    ]
+    put(client, exact._replace(level=5, version=position_of(2, 0) + 2), exact._replace(level=3, version=basis + 3))
+    assert history() == [restated[0], restated[1] | {"level": 5}]
+
+
+def test_restated_terms_are_one_row_and_still_what_the_event_says(
+    client: Client, put: Put, activity_row: ActivityRows, entitlement: str
+) -> None:
+    event = json.dumps({"data": {"elements": {"seats": {"limit": 10, "overdraft": {"type": "absolute", "value": 2}}}}}).encode()
+    live = activity_row(type="entitlement.changed", version=0, late=True, limit=99, hard_limit=99, event=event)
+    put(client, live)
+    put(client, live._replace(version=position_of(1, 40) + 2, late=False, limit=10, hard_limit=12))
+    put(client, live)
+    query = "SELECT `limit`, overdraft_type, overdraft_value, version FROM terms FINAL WHERE entitlement = {entitlement:String}"
+    assert rows_of(client, query, entitlement) == [
+        {
+            "limit": 10, "overdraft_type": "absolute", "overdraft_value": Decimal(2), "version": position_of(1, 40) + 2,
+        }
+    ]  # fmt: skip
 
 
 def test_of_a_day_the_highest_position_stays_and_at_the_same_one_the_restated(

@@ -33,7 +33,10 @@ class Place:
 
     def usage(self, last_day: str, days: int, at: str, element: str = "seats") -> dict[str, dict[str, Any]]:
         """The days, by date, as they stand at an instant ('2026-11-24 10:00:00.000', UTC)."""
-        rows = self._store.query("usage", entitlement=self._entitlement, element=element, last_day=last_day, days=days, at=at)
+        rows = self._store.query(
+            "usage", entitlement=self._entitlement, element=element, last_day=last_day, days=days, at=at, everyone=True,
+            customers=[],
+        )  # fmt: skip
         assert [row["day"] for row in rows] == sorted(row["day"] for row in rows)
         return {row["day"]: row for row in rows}
 
@@ -295,28 +298,129 @@ def test_days_do_not_depend_on_the_server_s_time_zone_database(
 def mark(row: DayRow, first_day: str, last_day: str, position: int) -> DayMark:
     return DayMark(
         entitlement=row.entitlement, element=row.element, first_day=first_day, last_day=last_day,
-        timezone=row.timezone, position=position,
+        timezone=row.timezone, position=position, since=0,
     )  # fmt: skip
+
+
+AT = "2026-11-24 10:00:00.000"
 
 
 def test_marked_days_are_provisional_with_or_without_a_row(utc: Place, put: Put, day_row: DayRows) -> None:
     row = day_row("2026-11-20", closing=1, position=5)
-    put(utc.client, row)
+    put(utc.client, row, day_row("2026-11-22", closing=1, position=6))
     put(utc.client, mark(row, "2026-11-19", "2026-11-21", position=9), mark(row, "2026-11-19", "2026-11-19", position=12))
-    states = {date: day["state"] for date, day in utc.usage("2026-11-22", 5, at="2026-11-24 10:00:00.000").items()}
+    states = {date: day["state"] for date, day in utc.usage("2026-11-23", 6, AT).items()}
+    # The 18th and the 19th are before the first row; the 23rd is filled from the 22nd, which no mark covers.
     assert states == {
         "2026-11-18": "final", "2026-11-19": "provisional", "2026-11-20": "provisional", "2026-11-21": "provisional",
-        "2026-11-22": "final",
+        "2026-11-22": "final", "2026-11-23": "final",
     }  # fmt: skip
+
+
+def test_a_day_filled_from_a_provisional_row_is_provisional(utc: Place, put: Put, day_row: DayRows) -> None:
+    row = day_row("2026-11-20", closing=1, position=5)
+    put(utc.client, row)
+    put(utc.client, mark(row, "2026-11-20", "2026-11-20", position=9))
+    days = utc.usage("2026-11-22", 4, AT)
+    assert {date: day["state"] for date, day in days.items()} == {
+        "2026-11-19": "final", "2026-11-20": "provisional", "2026-11-21": "provisional", "2026-11-22": "provisional",
+    }  # fmt: skip
+    put(utc.client, day_row("2026-11-20", closing=2, position=9), restated=True)
+    days = utc.usage("2026-11-22", 4, AT)
+    assert {date: (day["closing"], day["state"]) for date, day in days.items()} == {
+        "2026-11-19": (0, "final"), "2026-11-20": (2, "final"), "2026-11-21": (2, "final"), "2026-11-22": (2, "final"),
+    }  # fmt: skip
+
+
+def test_a_window_filled_from_a_provisional_row_before_it_is_provisional(utc: Place, put: Put, day_row: DayRows) -> None:
+    row, other = day_row("2026-10-01", closing=1, position=5), day_row("2026-10-02", element="render", closing=1, position=5)
+    put(utc.client, row, other)
+    # Neither reaches into the window; the mark of the 30th does not cover the row.
+    put(utc.client, mark(row, "2026-09-28", "2026-10-01", position=9), mark(row, "2026-10-30", "2026-10-30", position=12))
+    put(utc.client, mark(other, "2026-10-01", "2026-10-01", position=9), mark(other, "2026-10-03", "2026-10-30", position=9))
+
+    def states(element: str) -> set[str]:
+        return {day["state"] for day in utc.usage("2026-11-23", 4, AT, element).values()}
+
+    assert (states("seats"), states("render")) == ({"provisional"}, {"final"})
+    put(utc.client, day_row("2026-10-01", closing=2, position=8), restated=True)
+    assert states("seats") == {"provisional"}, "it was restated before the mark"
+    put(utc.client, day_row("2026-10-01", closing=2, position=9), restated=True)
+    assert states("seats") == {"final"}
+
+
+def test_the_filled_days_of_a_marked_range_become_final_with_the_row_they_are_filled_from(
+    utc: Place, put: Put, day_row: DayRows
+) -> None:
+    live = day_row("2026-11-18", closing=1, position=5)
+    put(utc.client, live, day_row("2026-11-22", closing=4, position=8))
+    put(utc.client, mark(live, "2026-11-19", "2026-11-22", position=9))
+    assert {day["state"] for day in utc.usage("2026-11-22", 4, AT).values()} == {"provisional"}
+    # Written by a restatement: the range's first day, and its days with a stored row.
+    put(utc.client, day_row("2026-11-19", opening=1, closing=2, position=9), restated=True)
+    days = utc.usage("2026-11-22", 5, AT)
+    assert {date: (day["closing"], day["state"]) for date, day in days.items()} == {
+        "2026-11-18": (1, "final"), "2026-11-19": (2, "final"), "2026-11-20": (2, "final"), "2026-11-21": (2, "final"),
+        "2026-11-22": (4, "provisional"),
+    }  # fmt: skip
+    put(utc.client, day_row("2026-11-22", opening=2, closing=3, position=9), restated=True)
+    assert {day["state"] for day in utc.usage("2026-11-22", 4, AT).values()} == {"final"}
+    # A newer mark on a day without a row: it alone is provisional, for no later one is filled from it.
+    put(utc.client, mark(live, "2026-11-20", "2026-11-20", position=11))
+    states = {date: day["state"] for date, day in utc.usage("2026-11-22", 4, AT).items()}
+    assert states == {
+        "2026-11-19": "final", "2026-11-20": "provisional", "2026-11-21": "final", "2026-11-22": "final",
+    }  # fmt: skip
+
+
+def test_a_marked_day_filled_from_a_row_that_is_not_restated_is_provisional(utc: Place, put: Put, day_row: DayRows) -> None:
+    """However new that row is: it tells of the events of its own day."""
+    row = day_row("2026-11-20", closing=1, position=12)
+    put(utc.client, row)
+    put(utc.client, mark(row, "2026-11-21", "2026-11-21", position=9))
+    states = {date: day["state"] for date, day in utc.usage("2026-11-22", 3, AT).items()}
+    assert states == {"2026-11-20": "final", "2026-11-21": "provisional", "2026-11-22": "final"}
+
+
+def test_a_mark_before_the_first_row_is_provisional_until_its_first_day_is_restated(
+    utc: Place, put: Put, day_row: DayRows
+) -> None:
+    row = day_row("2026-11-22", closing=1, position=5)
+    put(utc.client, row)
+    put(utc.client, mark(row, "2026-11-20", "2026-11-21", position=9))
+    states = {date: day["state"] for date, day in utc.usage("2026-11-22", 4, AT).items()}
+    assert states == {
+        "2026-11-19": "final", "2026-11-20": "provisional", "2026-11-21": "provisional", "2026-11-22": "final",
+    }  # fmt: skip
+    put(utc.client, day_row("2026-11-20", closing=1, position=9), restated=True)
+    days = utc.usage("2026-11-22", 4, AT)
+    assert {date: (day["closing"], day["state"]) for date, day in days.items()} == {
+        "2026-11-19": (0, "final"), "2026-11-20": (1, "final"), "2026-11-21": (1, "final"), "2026-11-22": (1, "final"),
+    }  # fmt: skip
+
+
+def test_the_first_date_of_the_calendar_is_not_taken_for_the_row_that_is_missing(
+    utc: Place, put: Put, day_row: DayRows
+) -> None:
+    """Where nothing is stored before a day, the engine fills in 1970-01-01; a mark on that date says nothing about it."""
+    row = day_row("2026-11-22", closing=1, position=5)
+    put(utc.client, row)
+    put(utc.client, mark(row, "1970-01-01", "1970-01-01", position=9))
+    assert {day["state"] for day in utc.usage("2026-11-21", 30_000, AT).values() if day["day"] > "1970-01-01"} == {"final"}
+
+
+def test_today_and_later_are_provisional_even_when_restated(utc: Place, put: Put, day_row: DayRows) -> None:
+    put(utc.client, day_row("2026-11-24", closing=1, position=5))
+    put(utc.client, day_row("2026-11-24", closing=1, position=5), restated=True)
+    assert {day["state"] for day in utc.usage("2026-11-25", 2, AT).values()} == {"provisional"}
 
 
 def test_a_mark_of_one_element_leaves_the_others_alone(utc: Place, put: Put, day_row: DayRows) -> None:
     seats, render = day_row("2026-11-20"), day_row("2026-11-20", element="render")
     put(utc.client, seats, render)
     put(utc.client, mark(render, "2026-11-20", "2026-11-20", position=9))
-    at = "2026-11-24 10:00:00.000"
-    assert utc.usage("2026-11-20", 1, at)["2026-11-20"]["state"] == "final"
-    assert utc.usage("2026-11-20", 1, at, "render")["2026-11-20"]["state"] == "provisional"
+    assert utc.usage("2026-11-20", 1, AT)["2026-11-20"]["state"] == "final"
+    assert utc.usage("2026-11-20", 1, AT, "render")["2026-11-20"]["state"] == "provisional"
 
 
 def test_a_restated_day_is_final_until_a_newer_mark(utc: Place, put: Put, day_row: DayRows) -> None:
@@ -324,11 +428,10 @@ def test_a_restated_day_is_final_until_a_newer_mark(utc: Place, put: Put, day_ro
     put(utc.client, live)
     put(utc.client, mark(live, "2026-11-20", "2026-11-20", position=9))
     put(utc.client, day_row("2026-11-20", closing=2, position=9), restated=True)
-    at = "2026-11-24 10:00:00.000"
-    day = utc.usage("2026-11-20", 1, at)["2026-11-20"]
+    day = utc.usage("2026-11-20", 1, AT)["2026-11-20"]
     assert (day["closing"], day["state"]) == (2, "final")
     put(utc.client, mark(live, "2026-11-20", "2026-11-20", position=11))
-    assert utc.usage("2026-11-20", 1, at)["2026-11-20"]["state"] == "provisional"
+    assert utc.usage("2026-11-20", 1, AT)["2026-11-20"]["state"] == "provisional"
 
 
 def test_a_live_row_after_a_restatement_keeps_the_mark(utc: Place, put: Put, day_row: DayRows) -> None:
@@ -337,8 +440,10 @@ def test_a_live_row_after_a_restatement_keeps_the_mark(utc: Place, put: Put, day
     put(utc.client, mark(live, "2026-11-20", "2026-11-20", position=9))
     put(utc.client, day_row("2026-11-20", closing=2, position=9), restated=True)
     put(utc.client, day_row("2026-11-20", closing=3, position=10))
-    day = utc.usage("2026-11-20", 1, "2026-11-24 10:00:00.000")["2026-11-20"]
-    assert (day["closing"], day["state"]) == (3, "provisional")
+    days = utc.usage("2026-11-21", 2, AT)
+    assert {date: (day["closing"], day["state"]) for date, day in days.items()} == {
+        "2026-11-20": (3, "provisional"), "2026-11-21": (3, "provisional"),
+    }  # fmt: skip
 
 
 def test_a_day_s_units_may_be_more_than_64_bits_hold(utc: Place, put: Put, day_row: DayRows) -> None:
@@ -357,6 +462,7 @@ def test_the_view_for_analysts_gives_the_same_numbers(utc: Place, put: Put, day_
     )
     put(utc.client, row, day_row(week_ago, element="render", closing=1))
     put(utc.client, mark(row, week_ago, week_ago, position=9))
+    assert [day["state"] for day in utc.usage(today, 30, now).values()] == ["final"] * 22 + ["provisional"] * 8
     in_view = utc.client.query(
         "SELECT * REPLACE (toString(day) AS day) FROM usage_by_day WHERE entitlement = {e:String} ORDER BY element, day",
         parameters={"e": entitlement},

@@ -1,4 +1,4 @@
--- The elements of one entitlement, as they stand.
+-- The elements of one entitlement that the reader may see, as they stand.
 SELECT
     element,
     customer,
@@ -10,7 +10,8 @@ SELECT
     hard_limit,
     terms_known,
     state,
+    toUnixTimestamp64Milli(entered_at) AS since,
     toUnixTimestamp64Milli(as_of) AS as_of
-FROM live_levels
+FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
 WHERE entitlement = {entitlement:String}
 ORDER BY element;

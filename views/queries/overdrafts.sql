@@ -1,29 +1,34 @@
--- Who is in overdraft now, the longest first; and how often each went into it in the 30 days before the instant `at`.
+-- Elements that were above their limit in the days from first_day to `today`, or are now; with `entitlement` not empty: that
+-- entitlement's elements, whether they were or not. Only those that the reader may see. An empty filter lets everything through.
 SELECT
-    now.entitlement AS entitlement,
-    now.element AS element,
-    now.customer AS customer,
-    now.product AS product,
-    now.name AS name,
-    now.kind AS kind,
-    toUnixTimestamp64Milli(now.since) AS since,
-    now.level AS level,
-    now.`limit` AS `limit`,
-    now.hard_limit AS hard_limit,
-    now.overage AS overage,
-    now.peak AS peak,
-    now.state AS state,
-    toUnixTimestamp64Milli(now.as_of) AS as_of,
-    entered.episodes AS episodes_in_30_days
-FROM overdrawn_now AS now
-LEFT JOIN
-(
-    SELECT entitlement, element, uniqExact(id) AS episodes
-    FROM alerts
-    WHERE type = 'overdraft.entered'
-        AND at > {at:DateTime64(3, 'UTC')} - INTERVAL 30 DAY
-        AND at <= {at:DateTime64(3, 'UTC')}
-    GROUP BY entitlement, element
-) AS entered
-    ON entered.entitlement = now.entitlement AND entered.element = now.element
-ORDER BY since, entitlement, element;
+    entitlement,
+    element,
+    customer,
+    product,
+    name,
+    kind,
+    state,
+    state IN ('overdraft', 'at_hard_limit', 'over_hard_limit') AS overdrawn,
+    if(overdrawn, toUnixTimestamp64Milli(entered_at), NULL) AS since,
+    level,
+    `limit`,
+    hard_limit,
+    ifNull(greatest(level - `limit`, 0), 0) AS overage,
+    if(overdrawn, peak, NULL) AS peak,
+    toUnixTimestamp64Milli(as_of) AS as_of
+FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
+WHERE ({entitlement:String} = '' OR entitlement = {entitlement:String})
+    AND ({element:String} = '' OR element = {element:String})
+    AND ({customer:String} = '' OR customer = {customer:String})
+    AND ({product:String} = '' OR product = {product:String})
+    AND (
+        {entitlement:String} != ''
+        OR overdrawn
+        OR (entitlement, element) IN
+        (
+            SELECT entitlement, element
+            FROM days FINAL
+            WHERE day >= {first_day:Date32} AND day <= {today:Date32} AND peak_overage > 0
+        )
+    )
+ORDER BY entitlement, element;

@@ -25,4 +25,10 @@ FROM usage(
     days = {days:UInt16},
     at = {at:DateTime64(3, 'UTC')}
 )
+WHERE (entitlement, element) IN
+(
+    SELECT entitlement, element
+    FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
+    WHERE entitlement = {entitlement:String}
+)
 ORDER BY day;

@@ -2,23 +2,28 @@
 
 import asyncio
 import contextlib
-import datetime
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import uvicorn
-from fastapi import FastAPI, Query, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.events import SEATS, format_time
-from views.store import Store, StoreUnavailable
-from views.web import metrics
-from views.web.answers import Alive, Entitlement, Overdrafts, Ready, Usage
-from views.web.problems import Problem, ProblemBody, answer_with_problems, describe_problems
+from schemas.events import format_time
+from views.store import Store
+from views.web import api, assets, metrics, pages
+from views.web.access import Access, SignInNeeded
+from views.web.answers import Alive, Ready
+from views.web.live import STOP
+from views.web.problems import Problem, answer_with_problems, describe_problems, problem_response
+from views.web.reading import reporting_day
 from views.web.reference import reference_page
 
 _ABOUT = """Seats and features of software entitlements: how they were used day by day, how they stand, and who is in overdraft.
@@ -26,106 +31,64 @@ _ABOUT = """Seats and features of software entitlements: how they were used day 
 Times are RFC 3339 in UTC; dates are days of the reporting time zone, which every answer names.
 Errors are `application/problem+json` (RFC 9457)."""
 
-_FIRST_DATE = datetime.date(1970, 1, 1)
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    404: {"model": ProblemBody, "description": "There is no such entitlement or element"},
-    422: {"model": ProblemBody, "description": "A parameter is missing or not as it should be"},
-    503: {"model": ProblemBody, "description": "ClickHouse does not answer"},
-}
+# Everything comes from here: no script, style, font or image from elsewhere, none within the page, and no frame around it.
+_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+]
 
 
 def create_app(
     store: Store,
     *,
+    sign_in: bool,
     checks: Mapping[str, Callable[[], None]] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The application.
 
     store: what it answers from; the application does not close it.
+    sign_in: ask everybody for a token. Without, all may see everything: only for an address that nobody else can reach.
     checks: what else must work for it to be ready, by name: raises an exception whose text says what is wrong. May block.
     clock: the present, in seconds since 1970.
     """
     app = FastAPI(title="Seatmark", version="1", description=_ABOUT, docs_url=None, redoc_url=None)
     answer_with_problems(app)
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=5)
+    app.add_middleware(_Guarded, only_this_machine=not sign_in)
     app.add_middleware(_Measured)
+    app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))
+    app.state.problem_page = _problem_page
+    app.include_router(api.router)
+    app.include_router(assets.router)
 
-    def now() -> str:
-        """The present as ClickHouse reads it."""
-        return format_time(int(clock() * 1000)).replace("T", " ").rstrip("Z")
+    @app.exception_handler(SignInNeeded)
+    def sign_in_first(request: Request, _: SignInNeeded) -> Response:
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            # A link from elsewhere comes without our cookie; asked for once more by our own page, it comes with it.
+            return pages.drawn("same_site.html")
+        path = pages.address_of(request) + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"/sign-in?next={quote(path, safe='')}", 303)
 
-    def reporting_day(at: str) -> tuple[str, datetime.date]:
-        """The reporting time zone, and the date in it."""
-        rows = store.query("reporting_day", at=at)
-        if not rows or not rows[0]["timezone"]:
-            raise StoreUnavailable(f"ClickHouse at {store.address} has no reporting days: run the migrations")
-        return rows[0]["timezone"], datetime.date.fromisoformat(rows[0]["day"])
-
-    def elements_of(entitlement: str) -> list[dict[str, Any]]:
-        elements = store.query("entitlement", entitlement=entitlement)
-        if not elements:
-            raise Problem(404, "unknown-entitlement", f"there is no entitlement {entitlement!r}")
-        return elements
-
-    # Ids may hold slashes, so they are matched as paths; the longer route comes first.
-    @app.get("/api/v1/entitlements/{entitlement:path}/usage", responses=_ERRORS, tags=["usage"])
-    def usage(
-        entitlement: str,
-        element: Annotated[
-            str | None, Query(description="`seats`, or a feature. Default: `seats` if there is one, else the only element")
-        ] = None,
-        days: Annotated[int, Query(ge=1, le=366, description="how many days, the last one included")] = 30,
-        to: Annotated[datetime.date | None, Query(description="the last day, a local date. Default: today")] = None,
-    ) -> Usage:
-        """How one element of an entitlement was used, day by day."""
-        chosen = _choose(entitlement, elements_of(entitlement), element)
-        at = now()
-        timezone, today = reporting_day(at)
-        last_day = today if to is None else to
-        if not _FIRST_DATE <= last_day <= today:
-            raise Problem(
-                422, "invalid-request", f"query.to: expected a date from {_FIRST_DATE} to {today}, today in {timezone}"
-            )
-        rows = store.query("usage", entitlement=entitlement, element=chosen, last_day=last_day, days=days, at=at)
-        return Usage.model_validate({"entitlement": entitlement, "element": chosen, "timezone": timezone, "days": rows})
-
-    @app.get("/api/v1/entitlements/{entitlement:path}", responses=_ERRORS, tags=["usage"])
-    def entitlement(entitlement: str) -> Entitlement:
-        """An entitlement, and how its elements stand."""
-        elements = elements_of(entitlement)
-        timezone, _ = reporting_day(now())
-        # Each element keeps what its own events said; the latest that says anything says it for the entitlement.
-        latest_last = sorted(elements, key=lambda element: element["as_of"])
-        said = {field: element[field] for element in latest_last for field in ("customer", "product", "name") if element[field]}
-        return Entitlement.model_validate(
-            {
-                "entitlement": entitlement,
-                "customer": said.get("customer"),
-                "product": said.get("product"),
-                "name": said.get("name"),
-                "timezone": timezone,
-                "elements": [_with_times(element, "as_of") for element in elements],
-            }
-        )
-
-    @app.get("/api/v1/overdrafts", responses={503: _ERRORS[503]}, tags=["usage"])
-    def overdrafts() -> Overdrafts:
-        """Who is above the limit now, the longest first."""
-        at = now()
-        timezone, _ = reporting_day(at)
-        rows = [_with_times(row, "since", "as_of") for row in store.query("overdrafts", at=at)]
-        return Overdrafts.model_validate({"timezone": timezone, "overdrafts": rows})
+    def clickhouse() -> None:
+        reporting_day(store, format_time(app.state.access.now_ms()).replace("T", " ").rstrip("Z"))
 
     @app.get("/livez", tags=["operation"])
     def livez() -> Alive:
         """Whether the process answers; nothing else is looked at."""
         return Alive(status="alive")
 
-    @app.get("/readyz", responses={503: _ERRORS[503]}, tags=["operation"])
+    @app.get("/readyz", responses={503: api.ERRORS[503]}, tags=["operation"])
     def readyz() -> Ready:
         """Whether the process can answer requests: each of the things that it needs is tried."""
-        needed = {"clickhouse": lambda: reporting_day(now()), **(checks or {})}
+        needed = {"clickhouse": clickhouse, **(checks or {})}
         dependencies = {name: _outcome(check) for name, check in needed.items()}
         failed = [name for name, outcome in dependencies.items() if outcome != "ok"]
         if failed:
@@ -141,7 +104,10 @@ def create_app(
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         """The API for people: the OpenAPI document as one page that needs nothing else."""
-        return Response(reference_page(app.openapi()), media_type="text/html")
+        return Response(reference_page(app.openapi(), assets.static("reference.css")), media_type="text/html")
+
+    # Last: the paths of entitlements are open ended.
+    app.include_router(pages.router)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -162,7 +128,12 @@ async def serve(app: ASGIApp, host: str, port: int, stop: asyncio.Event) -> None
     """
     # Listening is ours, because uvicorn would end the process where it cannot.
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+
+        async def with_stop(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[STOP] = stop
+            await app(scope, receive, send)
+
+        server = _Server(uvicorn.Config(with_stop, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -207,24 +178,40 @@ class _Measured:
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
 
 
-def _choose(entitlement: str, elements: list[dict[str, Any]], asked: str | None) -> str:
-    """The element that is meant: the one asked for, else seats, else the only one."""
-    names = [str(element["element"]) for element in elements]
-    known = f"{entitlement!r} has {', '.join(names)}"
-    if asked is not None:
-        if asked not in names:
-            raise Problem(404, "unknown-element", f"there is no element {asked!r}: {known}", elements=names)
-        return asked
-    if SEATS in names:
-        return SEATS
-    if len(names) > 1:
-        raise Problem(422, "invalid-request", f"query.element: expected one of the elements, as {known}", elements=names)
-    return names[0]
+class _Guarded:
+    """Says to browsers what our pages may do, and, without sign-in, answers only who asks for this machine by its own name.
+
+    Without that, a page of another site could have its own name lead to 127.0.0.1, and read everything.
+    """
+
+    def __init__(self, app: ASGIApp, *, only_this_machine: bool) -> None:
+        self._app = app
+        self._only_this_machine = only_this_machine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._only_this_machine:
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            if urlsplit(f"//{host}").hostname not in _THIS_MACHINE:
+                detail = (
+                    f"without sign-in only {', '.join(_THIS_MACHINE)} are answered, not {host!r}: leave SEATMARK_AUTH=off out"
+                )
+                request = Request(scope, receive)
+                await problem_response(request, Problem(421, "misdirected-request", detail))(scope, receive, send)
+                return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
-def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
-    """The row with these fields, ms since 1970, as RFC 3339."""
-    return row | {field: None if row[field] is None else format_time(row[field]) for field in fields}
+def _problem_page(problem: Problem) -> Response:
+    return pages.drawn("problem.html", problem.status, status=problem.status, title=problem.title, detail=problem.detail)
 
 
 def _outcome(check: Callable[[], object]) -> str:

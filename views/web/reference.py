@@ -5,20 +5,14 @@ from collections.abc import Sequence
 from html import escape as _escape
 from typing import Any
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.3rem .6rem;text-align:left;"
-    "vertical-align:top}code{font-family:ui-monospace,monospace}"
-)
-
 
 def escape(text: str) -> str:
     """The text for HTML, with `code` in backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
 
 
-def reference_page(schema: dict[str, Any]) -> str:
-    """The page. schema: an OpenAPI 3.1 document."""
+def reference_page(schema: dict[str, Any], style: str) -> str:
+    """The page. schema: an OpenAPI 3.1 document. style: the address of its style sheet."""
     info = schema["info"]
     about = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in info["description"].split("\n\n"))
     operations = "".join(
@@ -30,7 +24,7 @@ def reference_page(schema: dict[str, Any]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(info['title'])} API</title><style>{_STYLE}</style></head><body>"
+        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="{escape(style)}"></head><body>'
         f"<h1>{escape(info['title'])} API</h1>{about}"
         '<p>For programs: <a href="openapi.json">openapi.json</a></p>'
         f"<h2>Requests</h2>{operations}<h2>Answers</h2>{models}</body></html>"

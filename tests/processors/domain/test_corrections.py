@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processors.domain.corrections import HOLDS_PER_PART, corrections_between
+from processors.domain.corrections import corrections_between
 from processors.domain.days import Calendar
 from processors.domain.element import Element, Head
 from processors.domain.holds import Hold
 from processors.domain.ledger import Ledger, Outcome, position_of
+from schemas.corrections import HOLDS_PER_PART
 from schemas.days import Settled
 from schemas.events import (
     RESTATE_SOURCE,

@@ -1,0 +1,262 @@
+"""Keeps the numbers right: restatement and audit, on a schedule in the sink's process and as commands."""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from pydantic import SecretStr
+
+from schemas.errors import Explained
+from seatmark.console import Format, configure_logging, print_csv, print_json, print_rows, progress, say
+from seatmark.settings import Settings, load_settings
+
+logger = logging.getLogger(__name__)
+
+# The first audit does not wait a whole day: a process that is started anew each day would never make one.
+_FIRST_AUDIT_MS = 10 * 60 * 1000
+_PASS_SECONDS = 1.0
+# Passes without anything done after which `seatmark restate` stops waiting for worker and sink.
+_IDLE_PASSES = 15
+_SHOWN_DIFFERENCES = 200
+
+
+class NotRestated(Explained):
+    """Something could not be put right in time."""
+
+
+@asynccontextmanager
+async def open_restater(settings: Settings) -> AsyncIterator[Any]:
+    """A `processors.restate.Restater` on the store and the topic of the settings."""
+    from aiokafka import AIOKafkaProducer
+
+    from processors.agents import Topics
+    from processors.domain.days import Calendar
+    from processors.restate import Outgoing, Restater
+    from views.raw_log import RawLog
+    from views.store import connect
+
+    topic = Topics(settings.topic_prefix).events
+    client = connect(settings.clickhouse_dsn.get_secret_value())
+    producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
+
+    async def send(outgoing: Outgoing) -> None:
+        await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=outgoing.partition)
+
+    restater = Restater(RawLog(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
+    try:
+        await producer.start()
+        yield restater
+    finally:
+        await producer.stop()
+        restater.close()
+        client.close()
+
+
+async def keep_restating(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:
+    """Make a pass at each interval, of the entitlements that this process looks after, until `stop` is set."""
+
+    async def passes() -> None:
+        async with open_restater(settings) as restater:
+            while not await _set_within(stop, settings.restate_interval):
+                await restater.run(_now_ms(), owns=owns)
+
+    await _again_and_again(passes, settings.restate_interval, stop, "restatement")
+
+
+async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:
+    """Audit at each interval, until `stop` is set. What differs is in the metric and in the log."""
+
+    async def audits() -> None:
+        waiting = min(settings.audit_interval, _FIRST_AUDIT_MS)
+        while not await _set_within(stop, waiting):
+            findings = await asyncio.to_thread(audited, settings, owns=owns)
+            for difference in findings.differences[:_SHOWN_DIFFERENCES]:
+                logger.error("audit: %s", difference)
+            waiting = settings.audit_interval
+
+    await _again_and_again(audits, settings.restate_interval, stop, "audit")
+
+
+async def _again_and_again(run: Callable[[], Coroutine[Any, Any, None]], pause_ms: int, stop: asyncio.Event, what: str) -> None:
+    """Run until `stop` is set, and anew after a failure: brokers or ClickHouse may be away, and the sink goes on meanwhile."""
+    from processors import metrics
+
+    while not stop.is_set():
+        try:
+            await run()
+        except Exception:
+            metrics.UPKEEP_FAILURES.labels(what).inc()
+            logger.exception("the %s failed; the next attempt is in %.0f s", what, pause_ms / 1000)
+            await _set_within(stop, pause_ms)
+
+
+def audited(settings: Settings, **options: Any) -> Any:
+    """One audit; options as for `processors.audit.Auditor.run`, and what that gives."""
+    from processors.agents import Topics
+    from processors.audit import Auditor
+    from processors.domain.days import Calendar
+    from views.raw_log import RawLog
+    from views.store import connect
+
+    client = connect(settings.clickhouse_dsn.get_secret_value())
+    try:
+        log = RawLog(client, Topics(settings.topic_prefix).events)
+        auditor = Auditor(log, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
+        return auditor.run(_now_ms(), **options)
+    finally:
+        client.close()
+
+
+def restate(
+    entitlement: Annotated[str, typer.Option(help="only this entitlement; default: all")] = "",
+) -> None:
+    """Put right what disorder left: marked days that are over, and live levels. Waits until nothing is left to do.
+
+    The sink does this by itself every SEATMARK_RESTATE_INTERVAL.
+    """
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    report = asyncio.run(restate_until_settled(settings, entitlement))
+    say(
+        f"restated {_count(report.days, 'day')} and {_count(report.rows, 'row')} of the raw log; sent "
+        f"{_count(report.differing, 'correction')} of live levels"
+    )
+
+
+async def restate_until_settled(settings: Settings, entitlement: str) -> Any:
+    """Pass after pass until nothing is left to do; the sum of their reports. Raises NotRestated: it does not come to an end."""
+    from processors.restate import Report
+
+    total = Report()
+    idle, fewest = 0, sys.maxsize
+    with progress() as bar:
+        task = bar.add_task("restating")
+        async with open_restater(settings) as restater:
+            while True:
+                done = await restater.run(
+                    _now_ms(),
+                    entitlement=entitlement,
+                    on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+                total.add(done)
+                if not done.elements:
+                    return total
+                # A correction goes through worker and sink before the next pass finds nothing to correct.
+                idle = 0 if done.differing or done.elements < fewest else idle + 1
+                fewest = min(fewest, done.elements)
+                if idle > _IDLE_PASSES:
+                    raise NotRestated(
+                        f"{_count(done.elements, 'element')} could not be settled: events of theirs are not stored yet. Are "
+                        "worker and sink running? Run `seatmark restate` again when they have caught up"
+                    )
+                await asyncio.sleep(_PASS_SECONDS)
+
+
+def audit(
+    entitlement: Annotated[str, typer.Option(help="only this entitlement; default: all")] = "",
+    since: Annotated[str, typer.Option(metavar="DAY", help="days from this one on, such as 2026-01-31")] = "1970-01-01",
+    format: Annotated[Format, typer.Option("--format", help="table for people, json or csv for programs")] = Format.table,
+) -> None:
+    """Compare day rows, live levels and alerts with the exact numbers. Exit code 1 if anything differs."""
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    try:
+        first_day = date.fromisoformat(since)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected a day such as 2026-01-31, got {since!r}", param_hint="--since") from error
+    with progress() as bar:
+        task = bar.add_task("auditing")
+        findings = audited(
+            settings,
+            entitlement=entitlement,
+            since=first_day,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    rows = [
+        {"entitlement": found.entitlement, "element": found.element, "what": found.what, "field": found.field,
+         "stored": found.stored, "exact": found.exact}
+        for found in findings.differences
+    ]  # fmt: skip
+    summary = {
+        "elements": findings.elements, "days": findings.days, "alerts": findings.alerts,
+        "provisional_days": findings.provisional_days, "unsettled": findings.unsettled, "differences": len(rows),
+    }  # fmt: skip
+    if format is Format.json:
+        print_json(summary | {"found": rows})
+    elif format is Format.csv:
+        print_csv(rows)
+    elif rows:
+        columns = {"entitlement": "entitlement", "element": "element", "what": "what", "field": "field", "stored": "stored",
+                   "exact": "exact"}  # fmt: skip
+        shown = rows[:_SHOWN_DIFFERENCES]
+        title = _count(len(rows), "difference") + (f", the first {len(shown)}" if len(shown) < len(rows) else "")
+        print_rows(shown, columns, title=title)
+    say(
+        f"audited {_count(findings.elements, 'element')}: {_count(findings.days, 'day')} and "
+        f"{_count(findings.alerts, 'alert')} compared, {_count(len(rows), 'difference')}. Not compared: "
+        f"{_count(findings.provisional_days, 'provisional day')}, {_count(findings.unsettled, 'live level')} with a "
+        "correction on its way"
+    )
+    if rows:
+        raise typer.Exit(1)
+
+
+def rebuild(
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask, whatever differs")] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="of an embedded stack, which must be stopped; default: SEATMARK_CLICKHOUSE_DSN")
+    ] = None,
+) -> None:
+    """Make day rows, levels, alerts and the worker's state anew from the raw log; show what differs, and ask before it counts.
+
+    For lost state, a lost topic, or another SEATMARK_TIMEZONE. Stop the workers first, and let the sink catch up. Nothing is
+    sent to overdraft-alerts.
+    """
+    from seatmark.rebuild import rebuild as make_anew
+
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    if data_dir is not None:
+        dsn = f"chdb://{quote(str(data_dir.absolute() / 'clickhouse'))}"
+        settings = settings.model_copy(update={"clickhouse_dsn": SecretStr(dsn)})
+
+    def agreed(comparison: Any) -> bool:
+        for table, line in comparison.lines():
+            say(f"{table}: {line}")
+        if yes or not comparison.differs:
+            return True
+        if not sys.stdin.isatty():
+            say("nothing was changed: give --yes to take the new numbers")
+            return False
+        return typer.confirm("Take the new numbers?", err=True)
+
+    with progress() as bar:
+        task = bar.add_task("folding the raw log")
+        taken = asyncio.run(make_anew(settings, lambda done, total: bar.update(task, completed=done, total=total), agreed))
+    if not taken:
+        raise typer.Exit(1)
+    say("rebuilt: start the workers again")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+async def _set_within(event: asyncio.Event, milliseconds: int) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), milliseconds / 1000)
+    except TimeoutError:
+        return False
+    return True

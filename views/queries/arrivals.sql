@@ -1,0 +1,11 @@
+-- Of events of one entitlement, by their ids: where each arrived first. An event that came again with another time has more rows.
+SELECT element, source, id, min((epoch, `offset`)) AS first_arrival
+FROM activity
+WHERE entitlement = {entitlement:String} AND id IN {ids:Array(String)}
+    AND element IN
+    (
+        SELECT element
+        FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
+        WHERE entitlement = {entitlement:String}
+    )
+GROUP BY element, source, id;

@@ -1,0 +1,126 @@
+"""What the exact fold reads and writes in ClickHouse: the raw log, and how far it is settled and restated."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from clickhouse_connect.driver.client import Client
+
+_QUERIES = Path(__file__).parent / "queries" / "exact"
+
+Key = tuple[str, str]
+
+# Acknowledged means stored: what comes after relies on it.
+_INSERT_SETTINGS: dict[str, Any] = {
+    "async_insert": 0,
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+    "max_partitions_per_insert_block": 0,
+}
+
+
+class RawLog:
+    """Runs the queries of views/queries/exact over one client; for one thread at a time.
+
+    topic: the source topic whose events the raw log holds. Its methods raise what clickhouse_connect raises (`DatabaseError`).
+    """
+
+    def __init__(self, client: Client, topic: str) -> None:
+        self._client = client
+        self._topic = topic
+        self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
+
+    def marked_elements(self, today: date, entitlement: str = "") -> list[Key]:
+        """The elements that are unsettled, or have marked days before today that are not restated; '': of all."""
+        return [(row[0], row[1]) for row in self._rows("marked_elements", today=today, entitlement=entitlement)]
+
+    def marks(self, elements: Sequence[Key]) -> list[tuple[str, str, str, str, int, int]]:
+        """Marks as (entitlement, element, first day, last day, position, since)."""
+        return self._of("marks", elements)
+
+    def standing(self, elements: Sequence[Key]) -> list[tuple[str, str, int, int, str, int, int]]:
+        """(entitlement, element, settled at, restated at, restated through, live position, live level) of each."""
+        return self._of("standing", elements)
+
+    def checkpoints(self, elements: Sequence[Key]) -> list[tuple[str, str, str, int]]:
+        """Checkpoints as (entitlement, element, day, position)."""
+        return self._of("checkpoints", elements)
+
+    def checkpoint_states(self, elements: Sequence[Key], day: str) -> dict[Key, bytes]:
+        """The checkpoints of one day."""
+        rows = self._of("checkpoint_states", elements, day=date.fromisoformat(day))
+        return {(row[0], row[1]): row[2] for row in rows}
+
+    def stored_days(self, elements: Sequence[Key], first_day: str, until: str) -> dict[Key, list[str]]:
+        """The days from first_day to before until that have a row."""
+        rows = self._of("stored_days", elements, first_day=date.fromisoformat(first_day), until=date.fromisoformat(until))
+        return {(row[0], row[1]): row[2] for row in rows}
+
+    def watermarks(self) -> dict[int, int]:
+        """By source partition, the position up to which all raw rows can be seen."""
+        return {row[0]: row[1] for row in self._rows("watermarks", topic=self._topic)}
+
+    def newest_before(self, elements: Sequence[Key], before_ms: int) -> dict[Key, int]:
+        """The highest position of the events with a time before that instant."""
+        return {(row[0], row[1]): row[2] for row in self._of("newest_before", elements, before=_moment(before_ms))}
+
+    def repeats(self, elements: Sequence[Key], from_ms: int) -> list[tuple[str, str, str, int, int]]:
+        """Events that came several times as (entitlement, source, id, position of the first arrival, of the second)."""
+        return self._rows("repeats", **_parameters(elements), **{"from": _moment(from_ms)})
+
+    def rows(self, elements: Sequence[Key], from_ms: int) -> Iterator[pa.RecordBatch]:
+        """Raw rows with a time from that instant on: by entitlement, element, time, position. Texts are binary columns."""
+        parameters = _parameters(elements) | {"from": _moment(from_ms)}
+        with self._client.query_arrow_stream(self._queries["rows"], parameters=parameters, use_strings=False) as batches:
+            yield from batches
+
+    def logged_elements(self, entitlement: str = "") -> list[Key]:
+        """All elements that there is anything of; '': of all entitlements."""
+        return [(row[0], row[1]) for row in self._rows("logged_elements", entitlement=entitlement)]
+
+    def day_rows(self, elements: Sequence[Key], since: date) -> list[dict[str, Any]]:
+        """Stored days, in the fields of schemas.days.DayRow, and `restated`."""
+        return self._dicts("day_rows", elements, since=since)
+
+    def alert_rows(self, elements: Sequence[Key]) -> list[dict[str, Any]]:
+        """Stored alerts in order of time."""
+        return self._dicts("alert_rows", elements)
+
+    def live_states(self, elements: Sequence[Key]) -> list[dict[str, Any]]:
+        """Level, limits and state as the worker told them last."""
+        return self._dicts("live_states", elements)
+
+    def highest_epoch(self) -> int:
+        """The highest epoch that anything is of; 0 without anything."""
+        return int(self._rows("highest_epoch")[0][0])
+
+    def progress(self) -> list[tuple[int, str, int]]:
+        """How far each source partition is stored: (partition, incarnation, offset)."""
+        return [(row[0], row[1], row[2]) for row in self._rows("progress", topic=self._topic)]
+
+    def insert(self, table: str, rows: pa.Table) -> None:
+        """Store rows; done once ClickHouse has acknowledged."""
+        if rows.num_rows:
+            self._client.insert_arrow(table, rows, settings=_INSERT_SETTINGS)
+
+    def _of(self, name: str, elements: Sequence[Key], **more: Any) -> list[Any]:
+        return self._rows(name, **_parameters(elements), **more)
+
+    def _dicts(self, name: str, elements: Sequence[Key], **more: Any) -> list[dict[str, Any]]:
+        parameters = _parameters(elements) | more
+        return list(self._client.query(self._queries[name], parameters=parameters).named_results())
+
+    def _rows(self, name: str, **parameters: Any) -> list[Any]:
+        # The only column that is no text; others of this name there are none.
+        found = self._client.query(self._queries[name], parameters=parameters, column_formats={"state": "bytes"})
+        return list(found.result_rows)
+
+
+def _parameters(elements: Sequence[Key]) -> dict[str, Any]:
+    # The entitlements alone as well: by them the sort key prunes, by pairs it does not.
+    return {"elements": list(elements), "entitlements": sorted({entitlement for entitlement, _ in elements})}
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

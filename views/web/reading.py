@@ -1,0 +1,439 @@
+"""What the web reads: one reader per request, which may see what its scope says. Pages, API and CSV all ask it.
+
+Every query goes through `Reader._query`, which binds the scope; the queries themselves read only `visible_elements`
+(views/migrations/0007_readers.sql) of it.
+"""
+
+import base64
+import binascii
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from processors.domain.days import Calendar
+from processors.domain.overdraft import OVERDRAWN
+from schemas.events import SEATS, format_time, parse_time
+from views.exact import ElementLog, Held
+from views.store import Store, StoreUnavailable
+from views.tokens import Scope
+from views.web.problems import Problem
+
+FIRST_DATE = datetime.date(1970, 1, 1)
+MAX_DAYS = 366
+MAX_PAGE = 500
+WINDOW_DAYS = 30
+# A fold of more takes longer than anybody waits for a page.
+MAX_FOLDED = 200_000
+_CSV_PAGE = 5_000
+_ONE_DAY = datetime.timedelta(days=1)
+_LAST_MS = 253_402_300_799_999
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events of an entitlement are asked for; empty: all. from_ms inclusive, to_ms exclusive."""
+
+    element: str = ""
+    types: tuple[str, ...] = ()
+    seat: str = ""
+    user: str = ""
+    from_ms: int = 0
+    to_ms: int = _LAST_MS
+
+
+@dataclass(frozen=True)
+class ElementFilter:
+    """Which elements are asked for; empty: all.
+
+    standing: a state, `overdrawn`, `idle` or `denied`. sort: `entitlement` or `utilisation`.
+    """
+
+    search: str = ""
+    customer: str = ""
+    product: str = ""
+    standing: str = ""
+    sort: str = "entitlement"
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows, and where the next ones start: an opaque cursor, None after the last."""
+
+    rows: list[dict[str, Any]]
+    next: str | None
+
+
+@dataclass
+class Reader:
+    """Answers for one request. now_ms: the present, the same for all of it."""
+
+    store: Store
+    scope: Scope
+    now_ms: int
+    _reporting: tuple[str, datetime.date] | None = field(default=None, repr=False)
+    _elements: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+
+    @property
+    def timezone(self) -> str:
+        """The reporting time zone."""
+        return self._reporting_day()[0]
+
+    @property
+    def today(self) -> datetime.date:
+        """The date in it."""
+        return self._reporting_day()[1]
+
+    def elements_of(self, entitlement: str) -> list[dict[str, Any]]:
+        """The elements of an entitlement, as they stand. Raises Problem 404: none that the reader may see."""
+        if entitlement not in self._elements:
+            self._elements[entitlement] = self._query("entitlement", entitlement=entitlement)
+        elements = self._elements[entitlement]
+        if not elements:
+            raise Problem(404, "unknown-entitlement", f"there is no entitlement {entitlement!r}")
+        return elements
+
+    def entitlement(self, entitlement: str) -> dict[str, Any]:
+        """An entitlement and its elements. Raises Problem 404."""
+        elements = self.elements_of(entitlement)
+        # Each element keeps what its own events said; the latest that says anything says it for the entitlement.
+        latest_last = sorted(elements, key=lambda element: element["as_of"])
+        said_of_all = ("customer", "product", "name")
+        said = {name: element[name] for element in latest_last for name in said_of_all if element[name]}
+        return {
+            "entitlement": entitlement,
+            "customer": said.get("customer"),
+            "product": said.get("product"),
+            "name": said.get("name"),
+            "timezone": self.timezone,
+            "elements": [
+                _with_times({name: value for name, value in element.items() if name not in said_of_all}, "as_of", "since")
+                for element in elements
+            ],
+        }
+
+    def usage(
+        self, entitlement: str, element: str | None, days: int, to: datetime.date | None, timezone: str | None
+    ) -> dict[str, Any]:
+        """The days of one element up to `to` (default: today). timezone: another one than the reporting one is folded anew.
+
+        Raises Problem 404, and 422 where a parameter does not fit.
+        """
+        chosen = choose_element(entitlement, self.elements_of(entitlement), element)
+        if timezone is None or timezone == self.timezone:
+            zone, today = self.timezone, self.today
+            last = _last_day(to, today, zone)
+            rows = self._query("usage", entitlement=entitlement, element=chosen, last_day=last, days=days, at=self._at)
+        else:
+            calendar = _calendar(timezone)
+            zone, today = timezone, datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)
+            last = _last_day(to, today, zone)
+            first = max(FIRST_DATE, last - (days - 1) * _ONE_DAY)
+            rows = self._log(entitlement, chosen).days(calendar, first, last, self.now_ms)
+        return {"entitlement": entitlement, "element": chosen, "timezone": zone, "days": rows}
+
+    def history(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
+        """Events of an entitlement, newest first. Raises Problem 404 for it or the element, 422 for a bad cursor."""
+        elements = self.elements_of(entitlement)
+        if wanted.element:
+            choose_element(entitlement, elements, wanted.element)
+        return self._history_page(entitlement, wanted, limit, cursor)
+
+    def whole_history(self, entitlement: str, wanted: EventFilter) -> Iterator[dict[str, Any]]:
+        """All of them, a page at a time in memory. Raises Problem 404 before the first."""
+        page = self.history(entitlement, wanted, _CSV_PAGE, None)
+        return self._following(page, lambda cursor: self._history_page(entitlement, wanted, _CSV_PAGE, cursor))
+
+    def latest_place(self, entitlement: str) -> tuple[int, int]:
+        """The place in the log (epoch, offset) of the last that arrived for an entitlement."""
+        [row] = self._query("latest_place", entitlement=entitlement)
+        return row["place"][0], row["place"][1]
+
+    def news(self, entitlement: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], dict[str, Any]]]:
+        """What arrived for an entitlement after a place in the log: (its place, the event), in order, at most MAX_PAGE."""
+        rows = self._query("news", entitlement=entitlement, epoch=after[0], offset=after[1], rows=MAX_PAGE)
+        return [((row["epoch"], row["offset"]), _event(row)) for row in rows]
+
+    def holders(
+        self, entitlement: str, element: str | None, at: str | None, day: datetime.date | None, timezone: str | None = None
+    ) -> dict[str, Any]:
+        """Who held an element at a moment; without one, at the peak of a day (default: today).
+
+        timezone: of the day; default: the reporting one.
+        Raises Problem 404, and 422 where a parameter does not fit.
+        """
+        chosen = choose_element(entitlement, self.elements_of(entitlement), element)
+        log = self._log(entitlement, chosen)
+        if at is not None:
+            moment = milliseconds("query.at", at)
+        else:
+            calendar = _calendar(timezone or self.timezone)
+            today = datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)
+            bounds = calendar.bounds(_last_day(day, today, calendar.timezone, "query.day"))
+            if bounds is None:
+                raise Problem(422, "invalid-request", f"query.day: {day} does not exist in {calendar.timezone}")
+            moment = log.peak_moment(bounds)
+        return {"entitlement": entitlement, "element": chosen, "timezone": self.timezone, **_held(log.held_at(moment))}
+
+    def elements(self, wanted: ElementFilter, limit: int, cursor: str | None) -> Page:
+        """Elements of all entitlements, with their last 30 days. Raises Problem 422 for a bad cursor."""
+        key, entitlement, element = _place(cursor, (int, str, str)) or (_LAST_MS, "", "")
+        rows = self._query(
+            "elements", search=wanted.search, customer=wanted.customer, product=wanted.product, standing=wanted.standing,
+            sort=wanted.sort, at=self._at, after_key=key, after_entitlement=entitlement, after_element=element, rows=limit + 1,
+        )  # fmt: skip
+        more = len(rows) > limit
+        rows = rows[:limit]
+        following = _cursor(rows[-1]["key"], rows[-1]["entitlement"], rows[-1]["element"]) if more else None
+        for row in rows:
+            del row["key"]
+        return Page([_with_times(row, "as_of") | {"idle": bool(row["idle"])} for row in rows], following)
+
+    def all_elements(self, wanted: ElementFilter) -> Iterator[dict[str, Any]]:
+        """All of them, a page at a time in memory."""
+        return self._following(self.elements(wanted, _CSV_PAGE, None), lambda cursor: self.elements(wanted, _CSV_PAGE, cursor))
+
+    def totals(self) -> dict[str, Any]:
+        """How many elements there are, and how many of them stand how."""
+        [row] = self._query("totals", at=self._at)
+        return row
+
+    def overdrafts(
+        self, *, entitlement: str = "", element: str = "", customer: str = "", product: str = "", now: bool = False
+    ) -> list[dict[str, Any]]:
+        """Who is above the limit, or was in the last 30 days; of one entitlement, its elements whether they were or not.
+
+        Those above it now come first, then those that were for longest. now: only those above it now.
+        """
+        first_day = self.today - (WINDOW_DAYS - 1) * _ONE_DAY
+        rows = self._query(
+            "overdrafts", entitlement=entitlement, element=element, customer=customer, product=product, first_day=first_day,
+            today=self.today,
+        )  # fmt: skip
+        rows = [row for row in rows if row["overdrawn"] or not now]
+        if not rows:
+            return []
+        elements = [_key(row) for row in rows]
+        window = {"elements": elements, "first_day": first_day, "at": self._at}
+        by_day = {_key(row): row for row in self._query("overdraft_days", **window, today=self.today)}
+        entitlements = sorted({name for name, _ in elements})
+        by_level = {_key(row): row for row in self._query("levels_held", **window, entitlements=entitlements)}
+        ended = {_key(row): row["ended"] for row in self._query("episode_counts", **window)}
+        report = [_report_row(row, by_day[_key(row)], by_level.get(_key(row)), ended.get(_key(row), 0)) for row in rows]
+        report.sort(key=lambda row: (not row["overdrawn"], -row["overdraft_seconds"], row["entitlement"], row["element"]))
+        return report
+
+    def sizing(self, entitlement: str, element: str | None) -> dict[str, Any]:
+        """How many seats of one element would have been enough in the last 30 days. Raises Problem 404."""
+        chosen = choose_element(entitlement, self.elements_of(entitlement), element)
+        [row] = self.overdrafts(entitlement=entitlement, element=chosen)
+        return row | {"timezone": self.timezone}
+
+    def episodes(self, entitlement: str, element: str, days: int, limit: int, cursor: str | None) -> Page:
+        """Overdrafts that touch the last days, the latest first; those that go on have no end. entitlement '': of all.
+
+        Raises Problem 404 for the entitlement or the element, 422 for a bad cursor.
+        """
+        if entitlement:
+            elements = self.elements_of(entitlement)
+            if element:
+                choose_element(entitlement, elements, element)
+        before, after_entitlement, after_element = _place(cursor, (int, str, str)) or (_LAST_MS, "", "")
+        rows = self._query(
+            "episodes", entitlement=entitlement, element=element, first_day=self.today - (days - 1) * _ONE_DAY, at=self._at,
+            before_ms=before, before_entitlement=after_entitlement, before_element=after_element, rows=limit + 1,
+        )  # fmt: skip
+        more = len(rows) > limit
+        rows = rows[:limit]
+        following = _cursor(rows[-1]["start"], rows[-1]["entitlement"], rows[-1]["element"]) if more else None
+        return Page([_with_times(row, "start", "end") for row in rows], following)
+
+    def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
+        place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
+        where = {
+            "entitlement": entitlement, "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat,
+            "user": wanted.user, "before_ms": place[0], "before_epoch": place[1], "before_offset": place[2],
+            "before_element": place[3],
+        }  # fmt: skip
+        # A row may be there in two versions until ClickHouse has merged them.
+        looked_at = 2 * (limit + 1)
+        [span] = self._query("history_span", **where, from_ms=wanted.from_ms, rows=looked_at)
+        if not span["found"]:
+            return Page([], None)
+        rows = self._query("history", **where, from_ms=span["oldest"], rows=limit + 1)
+        more = len(rows) > limit or span["found"] == looked_at
+        rows = rows[:limit]
+        last = rows[-1]
+        following = _cursor(last["happened_at"], last["epoch"], last["offset"], last["element"]) if more else None
+        # An event that came again with another time has a row for each; the one that arrived first counts.
+        first_arrivals = {
+            (row["element"], row["source"], row["id"]): tuple(row["first_arrival"])
+            for row in self._query("arrivals", entitlement=entitlement, ids=sorted({row["id"] for row in rows}))
+        }
+        shown = [
+            row
+            for row in rows
+            if first_arrivals[row["element"], row["source"], row["id"]] == (row["epoch"], row["offset"])
+        ]  # fmt: skip
+        return Page([_event(row) for row in shown], following)
+
+    def _log(self, entitlement: str, element: str) -> ElementLog:
+        rows = self._query("raw_events", entitlement=entitlement, element=element, rows=MAX_FOLDED + 1)
+        if len(rows) > MAX_FOLDED:
+            raise Problem(
+                422, "too-many-events",
+                f"{entitlement!r}, {element!r} has more than {MAX_FOLDED:,} events: they are not folded anew for one request",
+            )  # fmt: skip
+        return ElementLog(entitlement, element, rows)
+
+    @staticmethod
+    def _following(page: Page, more: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            yield from page.rows
+            if page.next is None:
+                return
+            page = more(page.next)
+
+    @property
+    def _at(self) -> str:
+        """The present as ClickHouse reads it."""
+        return format_time(self.now_ms).replace("T", " ").rstrip("Z")
+
+    def _reporting_day(self) -> tuple[str, datetime.date]:
+        if self._reporting is None:
+            self._reporting = reporting_day(self.store, self._at)
+        return self._reporting
+
+    def _query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The one way to the store: no query without the scope."""
+        return self.store.query(
+            name, **parameters, everyone=self.scope.everyone, customers=list(self.scope.customers)
+        )  # fmt: skip
+
+
+def reporting_day(store: Store, at: str) -> tuple[str, datetime.date]:
+    """The reporting time zone, and the date in it at an instant as ClickHouse reads it. Raises StoreUnavailable."""
+    rows = store.query("reporting_day", at=at)
+    if not rows or not rows[0]["timezone"]:
+        raise StoreUnavailable(f"ClickHouse at {store.address} has no reporting days: run the migrations")
+    return rows[0]["timezone"], datetime.date.fromisoformat(rows[0]["day"])
+
+
+def choose_element(entitlement: str, elements: list[dict[str, Any]], asked: str | None) -> str:
+    """The element that is meant: the one asked for, else seats, else the only one. Raises Problem 404 or 422."""
+    names = [str(element["element"]) for element in elements]
+    known = f"{entitlement!r} has {', '.join(names)}"
+    if asked:
+        if asked not in names:
+            raise Problem(404, "unknown-element", f"there is no element {asked!r}: {known}", elements=names)
+        return asked
+    if SEATS in names:
+        return SEATS
+    if len(names) > 1:
+        raise Problem(422, "invalid-request", f"query.element: expected one of the elements, as {known}", elements=names)
+    return names[0]
+
+
+def milliseconds(parameter: str, text: str) -> int:
+    """An RFC 3339 time of a request in ms since 1970. Raises Problem 422."""
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise Problem(422, "invalid-request", f"{parameter}: {error}, got {text!r}") from error
+
+
+def _last_day(asked: datetime.date | None, today: datetime.date, timezone: str, parameter: str = "query.to") -> datetime.date:
+    last = today if asked is None else asked
+    if not FIRST_DATE <= last <= today:
+        raise Problem(422, "invalid-request", f"{parameter}: expected a date from {FIRST_DATE} to {today}, today in {timezone}")
+    return last
+
+
+def _calendar(timezone: str) -> Calendar:
+    try:
+        return Calendar(timezone)
+    except ValueError as error:
+        raise Problem(422, "invalid-request", f"query.tz: {error}") from error
+
+
+def _cursor(*place: int | str) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(place)).decode().rstrip("=")
+
+
+def _place(cursor: str | None, kinds: tuple[type, ...]) -> Any:
+    """The place that a cursor names; None without one. Raises Problem 422."""
+    if not cursor:
+        return None
+    try:
+        place = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        fits = isinstance(place, list) and len(place) == len(kinds)
+        if fits and all(type(part) is kind for part, kind in zip(place, kinds, strict=True)):
+            numbers = [part for part in place if isinstance(part, int)]
+            if all(abs(number) < 2**63 for number in numbers):
+                return tuple(place)
+    except (ValueError, binascii.Error):
+        pass
+    raise Problem(422, "invalid-request", "query.cursor: expected the `next` of an earlier answer, or nothing")
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["entitlement"], row["element"]
+
+
+def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
+    """The row with these fields, ms since 1970, as RFC 3339."""
+    return row | {name: None if row[name] is None else format_time(row[name]) for name in fields}
+
+
+def _event(row: dict[str, Any]) -> dict[str, Any]:
+    row = {"time": row.pop("happened_at"), **row}
+    del row["epoch"], row["offset"]
+    row["overdrawn"] = row["state"] in OVERDRAWN
+    return _with_times(row, "time", "lease_expires_at", "placed_at")
+
+
+def _held(held: Held) -> dict[str, Any]:
+    return {
+        "at": format_time(held.moment),
+        "level": held.level,
+        "limit": held.limit,
+        "hard_limit": held.hard_limit,
+        "terms_known": held.terms_known,
+        "state": held.state,
+        "holders": [
+            {
+                "seat_id": holder.seat_id, "quantity": holder.quantity, "since": format_time(holder.since),
+                "user": holder.user, "host": holder.host, "ip": holder.ip, "credential": holder.credential,
+                "lease_expires_at": format_time(holder.lease_end) if holder.lease_end is not None else None,
+            }
+            for holder in held.holders
+        ],
+    }  # fmt: skip
+
+
+def _report_row(
+    row: dict[str, Any], by_day: dict[str, Any], by_level: dict[str, Any] | None, ended: int
+) -> dict[str, Any]:  # fmt: skip
+    overdrawn = bool(row["overdrawn"])
+    limit = row["limit"]
+    days = [
+        {"day": day, "max": most, "limit": bought, "overdraft_seconds": over, "peak_overage": overage, "denials": denied}
+        for day, most, bought, over, overage, denied in by_day["days"]
+    ]
+    half = len(days) // 2
+    covers = {share: by_level[f"covers_{share}"] if by_level is not None else row["level"] for share in (95, 99, 100)}
+    return _with_times(row, "since", "as_of") | {
+        "overdrawn": overdrawn,
+        "episodes_in_30_days": ended + overdrawn,
+        "overdraft_seconds": float(by_day["overdraft_seconds"]),
+        "overdraft_seconds_earlier": sum(day["overdraft_seconds"] for day in days[:half]),
+        "overdraft_seconds_later": sum(day["overdraft_seconds"] for day in days[half:]),
+        "unit_seconds_over": float(by_level["unit_seconds_over"]) if by_level is not None else 0.0,
+        "peak_overage": by_day["peak_overage"],
+        "denials": by_day["denials"],
+        **{f"covers_{share}": seats for share, seats in covers.items()},
+        **{f"buy_{share}": None if limit is None else max(0, seats - limit) for share, seats in covers.items()},
+        "days": days,
+    }
