@@ -520,7 +520,7 @@ async def test_a_worker_that_is_killed_after_it_produced_an_expiry_makes_no_seco
 async def test_a_refresh_that_waits_behind_a_backlog_wins(deployment: Deployment) -> None:
     settings = {**deployment.settings, "SEATMARK_LEASE_GRACE": "1s"}
     start = now_ms() - 20 * MINUTE
-    backlog = [seat_event("seat.denied", "other", start + 2 + number) for number in range(12_000)]
+    backlog = [seat_event("seat.denied", "other", start + 2 + number) for number in range(8_000)]
     await deployment.send(
         [
             seat_event("seat.activated", "refreshed", start, lease=start + 10 * MINUTE),

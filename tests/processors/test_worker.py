@@ -4,7 +4,8 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
-from processors import agents
+from processors import agents, app
 from processors.agents import ChunkFailed, Topics
 from processors.app import WorkerConfig, run_worker, worker_group
+from processors.batching import ChunkConsumer
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import alert_of
@@ -22,7 +24,9 @@ from schemas.activity import decode_activity
 from schemas.alerts import decode_alert, encode_alert
 from schemas.days import DayRow, decode_day
 from schemas.events import decode, format_time
+from seatmark.cli import worker_config
 from seatmark.produce import worker_applied
+from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics
 from tests.brokers import admin_client
 from tests.worker_process import running_worker, settings_of
@@ -275,6 +279,46 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
     # Nothing of it was taken for done: a worker without the defect does it all.
     with running_worker(deployment.settings, deployment.log):
         await deployment.applied()
+    await assert_outputs(deployment, deployment.expected())
+
+
+async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applied(
+    tansu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust empties the agents' queues after it has sought the offsets: what waits there would be gone."""
+    deployment = Deployment(tansu.bootstrap, tmp_path)
+    await deployment.create()
+    start = now_ms() - 200 * 40_000
+    await deployment.send(some_events(100, start=start))
+    with running_worker(deployment.settings, deployment.log) as worker:
+        await deployment.applied()
+        assert worker.stop() == 0
+    await deployment.send(some_events(100, first=100, start=start))
+    seek, make_producers = ChunkConsumer.seek_to_committed, app.make_producers
+    recovered = asyncio.Event()
+
+    async def seek_slowly(consumer: ChunkConsumer) -> Any:
+        offsets = await seek(consumer)
+        # Time in which something could be fetched that should not be.
+        await asyncio.sleep(0.5)
+        asyncio.get_running_loop().call_later(0.5, recovered.set)
+        return offsets
+
+    @asynccontextmanager
+    async def make_producers_late(brokers: str) -> AsyncIterator[Any]:
+        await recovered.wait()
+        async with make_producers(brokers) as producers:
+            yield producers
+
+    monkeypatch.setattr(ChunkConsumer, "seek_to_committed", seek_slowly)
+    monkeypatch.setattr(app, "make_producers", make_producers_late)
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(run_worker(worker_config(load_settings(deployment.settings)), stop))
+    try:
+        await deployment.applied()
+    finally:
+        stop.set()
+        await running
     await assert_outputs(deployment, deployment.expected())
 
 
