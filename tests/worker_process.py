@@ -23,11 +23,11 @@ def settings_of(bootstrap: str, prefix: str, partitions: int) -> dict[str, str]:
 class WorkerProcess:
     """`seatmark worker`, or another part, running."""
 
-    def __init__(self, settings: Mapping[str, str], log: Path, part: str = "worker") -> None:
+    def __init__(self, settings: Mapping[str, str], log: Path, part: str = "worker", *options: str) -> None:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "seatmark", part],
+                [sys.executable, "-m", "seatmark", part, *options],
                 env={**os.environ, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -61,9 +61,9 @@ def running_worker(settings: Mapping[str, str], log: Path) -> Iterator[WorkerPro
 
 
 @contextmanager
-def running(part: str, settings: Mapping[str, str], log: Path) -> Iterator[WorkerProcess]:
-    """A part that is gone at the end, whatever happens."""
-    process = WorkerProcess(settings, log, part)
+def running(part: str, settings: Mapping[str, str], log: Path, *options: str) -> Iterator[WorkerProcess]:
+    """A part, or another command, that is gone at the end, whatever happens."""
+    process = WorkerProcess(settings, log, part, *options)
     try:
         yield process
     finally:

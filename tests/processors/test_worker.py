@@ -49,11 +49,15 @@ class Deployment:
     async def create(self) -> None:
         await ensure_topics(self.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=1)
 
-    async def send(self, records: list[tuple[bytes | None, bytes | None]], headers: Any = None) -> None:
+    async def send(
+        self, records: list[tuple[bytes | None, bytes | None]], headers: Any = None, partition: int | None = None
+    ) -> None:
+        """partition: the one to send to, whatever the key."""
         producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all", max_request_size=4 * 1024 * 1024)
         await producer.start()
         try:
-            futures = [await producer.send(self.topics.events, key=k, value=v, headers=headers) for k, v in records]
+            topic = self.topics.events
+            futures = [await producer.send(topic, key=k, value=v, headers=headers, partition=partition) for k, v in records]
             await producer.flush()
             for (key, value), future in zip(records, futures, strict=True):
                 metadata = await future
