@@ -19,7 +19,7 @@ from processors.domain.days import Calendar
 from processors.domain.overdraft import Terms, terms_of
 from schemas.alerts import seatmark_id
 from schemas.events import MAX_LEVEL, Reason, Refused, decode, format_time, parse_time
-from seatmark.console import configure_logging, print_rows, progress, say
+from seatmark.console import configure_logging, progress, say
 from seatmark.reports import ApiFailed, get
 from seatmark.settings import Settings, load_settings
 
@@ -108,11 +108,15 @@ def replay_dead_letters(
 
     replayed = asyncio.run(run())
     refused = replayed.refused.total()
+    shown = replayed.refused.most_common(_SHOWN_PROBLEMS)
     if refused:
-        shown = replayed.refused.most_common(_SHOWN_PROBLEMS)
-        title = f"Still no valid events: {refused:,}" + ("" if len(shown) == len(replayed.refused) else ", the most frequent")
-        rows = [{"letters": count, "reason": why, "detail": detail} for (why, detail), count in shown]
-        print_rows(rows, {"letters": "letters", "reason": "reason", "detail": "detail"}, title=title)
+        rest = len(replayed.refused) - len(shown)
+        say(
+            f"still no valid events: {refused:,}"
+            + (f"; the most frequent problems, and {rest:,} are not shown" if rest else "")
+        )
+    for (why, detail), count in shown:
+        say(f"  {count:>8,} {why}: {detail}")
     say(
         f"{'would send' if dry_run else 'sent'} {replayed.valid:,} of the letters with {', '.join(reason)}; "
         f"{refused:,} are still no valid events"

@@ -1,5 +1,6 @@
 """What the commands that send events tell, without a broker: what came of terms, wrong options, files of a log."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from connectors.flexnet import FilesOverlap
-from seatmark import cli, events
+from seatmark import cli, deadletters, events
+from seatmark.deadletters import Replayed
 from seatmark.produce import Produced
 from seatmark.reports import ApiFailed
 
@@ -189,3 +191,23 @@ def test_a_reason_that_is_none_is_told(run: Run) -> None:
     assert done.exit_code == 2
     assert "expected one of not_json, not_cloudevent" in done.stderr
     assert "too_old" in done.stderr
+
+
+def test_what_became_of_the_letters_is_told_with_the_most_frequent_problems(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def replay(reasons: list[str], **options: Any) -> Replayed:
+        assert (reasons, options["since"], options["limit"], options["dry_run"]) == (["unknown_type"], 1000, 3, True)
+        # What a record says is shown as it is, whatever signs are in it.
+        refused = Counter({("unknown_type", "type: got '[/x]'"): 12})
+        refused.update({("unknown_type", f"type: got {number}"): 1 for number in range(20)})
+        return Replayed(valid=3, repeats=2, refused=refused, complete=False)
+
+    monkeypatch.setattr(deadletters, "replay", replay)
+    options = ["--reason", "unknown_type", "--since", "1970-01-01T00:00:01Z", "--limit", "3", "--dry-run"]
+    done = run("replay-dead-letters", *options)
+    assert done.exit_code == 1
+    assert "still no valid events: 32; the most frequent problems, and 1 are not shown" in done.stderr
+    assert "      12 unknown_type: type: got '[/x]'" in done.stderr
+    assert done.stderr.endswith(
+        "would send 3 of the letters with unknown_type; 32 are still no valid events; left out 2 that have the bytes of one of "
+        "those; there are more: --limit is 3\n"
+    )
