@@ -39,7 +39,7 @@ ZONES = ["UTC", "Europe/Paris", "Asia/Beirut"]
 
 Key = tuple[str, str]
 
-SEATS = ("a", "b", "c")
+SEATS = ("a", "b")
 
 seats = st.sampled_from(SEATS)
 pools = st.sampled_from(["seats", "render"])
@@ -53,6 +53,7 @@ clocks = st.one_of(
     st.just([0] * CLOCKS),
     st.sampled_from([MINUTE, HOUR, 3 * HOUR, DAY]).map(lambda behind: [0] * (CLOCKS - 1) + [behind]),
     st.just([0, 0, 0, 1, 30 * MINUTE, 3 * HOUR, DAY + HOUR, 3 * DAY]),
+    st.just([0, 2 * HOUR] * (CLOCKS // 2)),
 )
 
 
@@ -69,7 +70,7 @@ ways = st.builds(
     Way,
     after=st.sampled_from([0, 1, MINUTE, 10 * MINUTE, HOUR, 7 * HOUR]),
     clock=st.integers(0, CLOCKS - 1),
-    to=st.sampled_from(["worker", "worker", "worker", "topic", "network"]),
+    to=st.sampled_from(["worker", "worker", "topic", "network", "network"]),
 )
 
 # How many runs is left to the profile.
@@ -222,6 +223,10 @@ class SeatmarkMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held_back)
     @rule(data=st.data())
     def deliver(self, data: st.DataObject) -> None:
+        self.deliver_one(data)
+        self.fold_all()
+
+    def deliver_one(self, data: st.DataObject) -> None:
         self.arrive(self.held_back.pop(data.draw(st.integers(0, len(self.held_back) - 1))))
 
     @precondition(lambda self: self.sent)
@@ -316,10 +321,13 @@ class SeatmarkMachine(RuleBasedStateMachine):
 
     # --- What the restater does.
 
-    @rule()
-    def restate(self) -> None:
-        """A pass; its corrections arrive after what is on the topic already."""
-        self.correct(self.corrections())
+    @rule(data=st.data(), meanwhile=st.integers(0, 2))
+    def restate(self, data: st.DataObject, meanwhile: int) -> None:
+        """A pass; its corrections arrive after what is on the topic already, and what else arrives."""
+        corrections = self.corrections()
+        for _ in range(min(meanwhile, len(self.held_back))):
+            self.deliver_one(data)
+        self.correct(corrections)
 
     @rule()
     def restate_slowly(self) -> None:
