@@ -73,6 +73,8 @@ ways = st.builds(
     to=st.sampled_from(["worker", "worker", "topic", "network", "network"]),
 )
 
+AT_ONCE = Way(after=0, clock=0, to="topic")
+
 # How many runs is left to the profile.
 SETTINGS = settings(
     stateful_step_count=50,
@@ -327,6 +329,30 @@ class SeatmarkMachine(RuleBasedStateMachine):
         corrections = self.corrections()
         for _ in range(min(meanwhile, len(self.held_back))):
             self.deliver_one(data)
+        self.correct(corrections)
+
+    @rule(data=st.data(), kind=st.sampled_from(["open", "close", "snapshot", "terms"]))
+    def restate_what_is_in_use(self, data: st.DataObject, kind: str) -> None:
+        """A pass, and before its corrections arrive something happens to just that which they are about."""
+        corrections = self.corrections()
+        self.now += 1
+        for value in corrections:
+            wanted = orjson.loads(value)["data"]
+            element = wanted["element"]
+            seat = data.draw(st.sampled_from([hold["seat_id"] for hold in wanted.get("holds", [])] or SEATS))
+            if kind == "terms":
+                self.send("entitlement.changed", {"elements": {element: {"limit": 2}}}, AT_ONCE)
+            elif element == "calls":
+                if kind == "snapshot":
+                    self.send("entitlement.snapshot", {"element": element, "level": 1}, AT_ONCE)
+                else:
+                    self.send("feature.used" if kind == "open" else "feature.reset", {"element": element}, AT_ONCE)
+            elif kind == "snapshot":
+                holds = [{"seat_id": seat, "quantity": 1}]
+                self.send("entitlement.snapshot", {"element": element, "holds": holds}, AT_ONCE)
+            else:
+                types = {"open": "feature.checked_out", "close": "feature.returned"}
+                self.send(types[kind], {"element": element, "seat_id": seat}, AT_ONCE)
         self.correct(corrections)
 
     @rule()
