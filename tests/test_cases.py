@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from processors.codec import STATE_VERSION, Cursor, StateRecord, element_records, encode_changes, finish_restore, restore
 from processors.domain.days import Calendar, DayBounds
 from processors.domain.element import Element
 from processors.domain.ledger import Ledger, Outcome, Transition, position_of
@@ -44,6 +45,7 @@ def test_the_fold(case: Case) -> None:
     problems = [live.apply(record, event) for record, event in decoded(case).items()]
     found = [problem for problem in problems if problem]
     found += differences(case, case.then, live.came())
+    assert live.recovered() == records_of(live.ledger), "what is said to have changed is what has changed"
     exactly = exact(live)
     found += [f"exactly, {problem}" for problem in differences(case, case.then_exactly(), exactly)]
     if exact_order(case.reported) == case.accepted:
@@ -105,6 +107,7 @@ class Folded:
         self.marks: list[DayMark] = []
         self.alerts: dict[ElementKey, list[dict[str, Any]]] = {}
         self.raw: dict[ElementKey, list[tuple[Event, RawRow]]] = {}
+        self.changelog: list[StateRecord] = []
 
     def apply(self, record: Record, event: Event) -> str | None:
         """Apply one event; what is not as the case says, if anything."""
@@ -119,6 +122,7 @@ class Folded:
         for row in changes.days:
             self.rows.setdefault((row.entitlement, row.element), {})[row.day] = row
         self.marks += changes.marks
+        self.changelog += encode_changes(changes, Cursor(STATE_VERSION, "", 1, offset, self.case.timezone))
         return result_problem(
             record,
             repeat=not outcomes,
@@ -131,6 +135,14 @@ class Folded:
         """What came, in the words of `then`."""
         return {key: self.words(key, element) for key, element in self.ledger.elements.items()}
 
+    def recovered(self) -> dict[ElementKey, tuple[list[StateRecord], list[str]]]:
+        """The state as a new worker would have it, from the changes of each event."""
+        ledger = Ledger(self.calendar, self.case.late_after)
+        for key, value in self.changelog:
+            restore(ledger, key, value)
+        finish_restore(ledger)
+        return records_of(ledger)
+
     def words(self, key: ElementKey, element: Element) -> dict[str, Any]:
         """One element in the words of `then`."""
         marked = {
@@ -140,6 +152,11 @@ class Folded:
             for day in days_between(mark.first_day, mark.last_day)
         }
         return words(self.case, self.calendar, element, self.rows.get(key, {}), self.alerts.get(key, []), marked)
+
+
+def records_of(ledger: Ledger) -> dict[ElementKey, tuple[list[StateRecord], list[str]]]:
+    """All that the state of each element is: its records, and its closed holds in the order of their closing."""
+    return {key: (sorted(element_records(element)), list(element.closed)) for key, element in ledger.elements.items()}
 
 
 def exact(live: Folded) -> Came:
