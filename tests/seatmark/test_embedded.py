@@ -19,7 +19,7 @@ def test_the_parts_get_the_settings_that_the_readme_names_and_the_stacks_own_add
     assert {"SEATMARK_LEASE_POLICY", "SEATMARK_LEASE_GRACE"} < named
     for variable in {*named, "SEATMARK_BROKERS", "SEATMARK_CLICKHOUSE_DSN"}:
         monkeypatch.setenv(variable, "given")
-    environment = StackPlan(tmp_path, 8000, 19092, 7).environment()
+    environment = StackPlan(tmp_path, 8000, 19092, 8123, 7).environment()
     # Through the plan, which `up` makes of its settings.
     assert environment["SEATMARK_PARTITIONS"] == "7"
     assert {environment[variable] for variable in named - {"SEATMARK_PARTITIONS"}} == {"given"}

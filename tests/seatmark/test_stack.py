@@ -296,16 +296,16 @@ def test_what_cannot_be_answered_says_why(stack: RunningStack) -> None:
 
 
 def test_other_programs_ask_clickhouse_and_insert(stack: RunningStack) -> None:
-    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-5",
+    event = {"specversion": "1.0", "id": "1", "source": "/t", "type": "seat.activated", "subject": "acme-http",
              "time": "2026-01-05T10:00:00Z", "data": {"seat_id": "s"}}  # fmt: skip
     assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
     client = clickhouse_connect.get_client(dsn=f"http://127.0.0.1:{stack.clickhouse_port}/default")
-    levels = "SELECT element, level FROM live_levels WHERE entitlement = 'acme-5'"
+    levels = "SELECT element, level FROM live_levels WHERE entitlement = 'acme-http'"
     assert client.query(levels).result_rows == [("seats", 1)]
-    row = {"entitlement": ["acme-5"], "element": ["seats"], "position": pa.array([7], pa.uint64()),
+    row = {"entitlement": ["acme-http"], "element": ["seats"], "position": pa.array([7], pa.uint64()),
            "through": [date(2026, 1, 6)]}  # fmt: skip
     client.insert_arrow("restatements", pa.table(row))
-    assert client.query("SELECT position FROM restatements WHERE entitlement = 'acme-5'").result_rows == [(7,)]
+    assert client.query("SELECT position FROM restatements WHERE entitlement = 'acme-http'").result_rows == [(7,)]
     client.close()
 
 
