@@ -90,9 +90,11 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
 
         Raises OffsetGone, and what the app's `check_topics` raises.
         """
-        generation = self.app.consumer_generation_id
         async with self._fetching:
+            # A fetch first waits until a rebalance is over, so the generation is asked for after it: what it brings of a
+            # changelog would else be dropped as of the one before, and recovery wait for it for ever.
             records, active_partitions = await self._fetch(min(timeout, MAX_POLL_SECONDS))
+            generation = self.app.consumer_generation_id
             # What is dropped here or below is fetched again: recovery comes first, and at its end all partitions are sought.
             records = {tp: fetched for tp, fetched in records.items() if self._is_sought(tp)}
         if self.should_stop:

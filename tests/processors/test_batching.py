@@ -399,3 +399,15 @@ def test_the_last_acknowledged_chunk_says_what_to_commit() -> None:
     assert consumer._new_offset(EVENTS) == 1204
     assert consumer._acked[EVENTS] == []
     assert consumer._acked_index[EVENTS] == set()
+
+
+async def test_what_recovery_fetches_after_waiting_for_a_rebalance_is_not_dropped() -> None:
+    """Dropped, it would never come again: the changelog was sought before, and recovery waits for it."""
+
+    class Rebalanced(Chunks):
+        async def _wait_next_records(self, timeout: float) -> Any:
+            self.app.consumer_generation_id += 1
+            return await super()._wait_next_records(timeout)
+
+    consumer = Rebalanced({CHANGELOG: records(3)})
+    assert [len(chunk.value) async for _, chunk in consumer.getmany(1.0)] == [3]
