@@ -14,6 +14,7 @@ from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
 from processors.incarnation import TopicWatch
 from processors.leases import LeasePolicy
+from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
 
 # Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
@@ -35,6 +36,7 @@ class WorkerConfig:
     lease_grace_ms: int
     session_timeout_ms: int
     rebalance_timeout_ms: int
+    dead_letter_limit: RefusalLimit
 
 
 def worker_group(topic_prefix: str) -> str:
@@ -95,7 +97,9 @@ class Worker:
 
         async def entitlements(stream: object) -> None:
             async with make_producers(config.brokers) as (outputs, state):
-                await process_chunks(stream, states, ChunkProcessor(outputs, state, topics, incarnation))
+                await process_chunks(
+                    stream, states, ChunkProcessor(outputs, state, topics, incarnation, config.dead_letter_limit)
+                )
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 

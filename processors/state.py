@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from processors import metrics
 from processors.codec import STATE_VERSION, Cursor, UnreadableState, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
@@ -59,7 +60,7 @@ class PartitionState:
     def advance(self, offset: int) -> None:
         """Note that everything up to this offset is applied."""
         cursor = self.cursor
-        self.cursor = Cursor(STATE_VERSION, cursor.incarnation, cursor.epoch, offset, cursor.timezone)
+        self.cursor = Cursor(STATE_VERSION, cursor.incarnation, cursor.epoch, offset, cursor.timezone, cursor.refusals)
 
 
 class PartitionStates:
@@ -89,6 +90,7 @@ class PartitionStates:
     def drop(self) -> None:
         """Forget everything: assignment begins anew."""
         self._states = {}
+        metrics.DEAD_LETTER_LIMIT_USED.clear()
         self._failure = None
 
     def restore(self, partition: int, records: Sequence[ChangelogRecord]) -> None:

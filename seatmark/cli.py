@@ -252,6 +252,7 @@ def _start(metrics_port: int | None = None) -> Settings:
 def worker_config(settings: Settings) -> "WorkerConfig":
     """What the worker needs of the settings."""
     from processors.app import WorkerConfig
+    from processors.refusals import RefusalLimit
 
     return WorkerConfig(
         brokers=settings.brokers,
@@ -263,6 +264,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         lease_grace_ms=settings.lease_grace,
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
+        dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
     )
 
 

@@ -88,6 +88,18 @@ class Settings(BaseSettings):
         "release", description="what becomes of a hold whose lease ran out: `release` or `keep`; terms may say otherwise"
     )
     lease_grace: Duration = Field(60_000, description="a lease has run out this long after its end")
+    dead_letter_percent: int = Field(
+        50,
+        ge=1,
+        le=100,
+        description="a worker stops when a larger share of a partition's records, and more than 100, is refused; 100: never",
+    )
+    dead_letter_count: int = Field(
+        10_000, ge=0, description="a worker stops when more of a partition's records are refused; 0: never"
+    )
+    dead_letter_window: Duration = Field(
+        3_600_000, description="both count in the running one of these spans and the one before; `0s`: a worker never stops"
+    )
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
     auth: Literal["on", "off"] = Field(

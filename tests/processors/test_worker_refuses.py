@@ -256,3 +256,38 @@ async def test_topics_that_do_not_fit_are_refused_at_the_start(deployment: Deplo
     assert f"{deployment.topics.changelog}: cleanup.policy is delete, expected compact" in told
     for topic in (deployment.topics.events, deployment.topics.changelog, deployment.topics.activity):
         assert f"{topic}: it has 2 partitions, SEATMARK_PARTITIONS is 3" in told
+
+
+@pytest.mark.kafka
+async def test_a_worker_stops_when_too_much_is_refused_and_stays_stopped_until_the_limit_is_another(
+    on_kafka: Deployment,
+) -> None:
+    """However often it is started: the dead-letter topic gets no more than the limit. Then nothing is lost, nothing double."""
+    start = now_ms() - 600 * 40_000
+    await on_kafka.send(some_events(200, start=start))
+    good = {partition: list(sent) for partition, sent in on_kafka.sent.items()}
+    await on_kafka.send([(FOOBAR, b"{") for _ in range(50)])
+    [(bad_partition, bad)] = [(p, sent[len(good[p]) :]) for p, sent in on_kafka.sent.items() if len(sent) > len(good[p])]
+    await on_kafka.send(some_events(200, first=200, start=start))
+    limited = {**on_kafka.settings, "SEATMARK_DEAD_LETTER_COUNT": "20"}
+    crossing = bad[20][0]
+    for _ in range(2):
+        on_kafka.log.write_text("")
+        with running_worker(limited, on_kafka.log) as worker:
+            assert worker.wait(60) == 1
+        told = on_kafka.log.read_text()
+        assert f"seatmark: {on_kafka.topics.events}[{bad_partition}]: 21 of the {crossing + 1} records that came since" in told
+        assert f"more than SEATMARK_DEAD_LETTER_COUNT=20 allows: not_json 21 times (last at offset {crossing})" in told
+        assert len(await on_kafka.read(on_kafka.topics.dead_letters)) <= 20
+    with running_worker({**limited, "SEATMARK_DEAD_LETTER_WINDOW": "0s"}, on_kafka.log) as worker:
+        await on_kafka.applied()
+        assert worker.stop() == 0
+    dead = [int(dict(record.headers)["seatmark-source-offset"]) for record in await on_kafka.read(on_kafka.topics.dead_letters)]
+    assert dead == [offset for offset, _, _ in bad]
+    on_kafka.sent[bad_partition] = [sent for sent in on_kafka.sent[bad_partition] if sent[2] != b"{"]
+    await assert_outputs(on_kafka, on_kafka.expected())
+    # And with the limit on again, what passed is forgotten.
+    await on_kafka.send([(FOOBAR, b"{") for _ in range(20)])
+    with running_worker(limited, on_kafka.log) as worker:
+        await on_kafka.applied()
+        assert worker.stop() == 0
