@@ -226,6 +226,7 @@ class ChunkProcessor:
         put_out = time.monotonic()
 
         await self._write_state(partition, encode_changes(changes, state.cursor))
+        state.written = state.cursor.offset
         state.leases.note(changes)
         metrics.EVENTS.inc(out.taken)
         if self._limit.window_ms:

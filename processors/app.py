@@ -2,18 +2,20 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from processors.agents import MAX_STATE_BATCH_BYTES, ChunkProcessor, Topics, process_chunks
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
+from processors.health import Check
 from processors.incarnation import TopicWatch
 from processors.leases import LeasePolicy
+from processors.progress import Observation
 from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
 
@@ -110,6 +112,24 @@ class Worker:
         # It begins after the first recovery and ends with the app; an error in it crashes the app.
         app.task(leases)
 
+    def observe(self) -> Observation:
+        """How this worker stands; for a `processors.progress.Monitor`. `run_worker` must be running."""
+        states, topic = self.states, Topics(self._config.topic_prefix).events
+        if not states.assigned:
+            waiting = Check(False, "waits until the workers' group hands out partitions")
+            return Observation({"assigned": waiting}, phase=("the first assignment", 0))
+        partitions = sorted(place.partition for place in self.app.consumer.assignment() if place.topic == topic)
+        assigned = Check(True, f"partitions {partitions}" if partitions else "no partitions: other workers have all of them")
+        if self.app.rebalancing or not states.recovered:
+            why = f"reads the state, {states.records_read} records so far"
+            checks = {"assigned": assigned, "recovered": Check(False, why)}
+            return Observation(checks, phase=("recovery", states.records_read))
+        written = {partition: state.written for partition, state in states.all().items()}
+        return Observation(
+            {"assigned": assigned, "recovered": Check(True, f"{states.records_read} records of state were read")},
+            next_offsets={TopicPartition(topic, partition): written.get(partition, -1) + 1 for partition in partitions},
+        )
+
 
 @asynccontextmanager
 async def make_producers(brokers: str) -> AsyncIterator[tuple[AIOKafkaProducer, AIOKafkaProducer]]:
@@ -130,12 +150,16 @@ def _producer(brokers: str, batch_bytes: int) -> AIOKafkaProducer:
     )
 
 
-async def run_worker(config: WorkerConfig, stop: asyncio.Event) -> None:
+async def run_worker(
+    config: WorkerConfig, stop: asyncio.Event, on_made: Callable[[Worker], None] = lambda worker: None
+) -> None:
     """Run one worker until `stop` is set.
 
+    on_made(worker): called once, before it starts.
     Raises whatever ended it before that, such as `processors.agents.ChunkFailed`.
     """
     worker = await create_worker(config)
+    on_made(worker)
     app = worker.app
     try:
         await app.start()

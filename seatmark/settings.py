@@ -106,7 +106,12 @@ class Settings(BaseSettings):
         "on", description="`on`: the web asks for a token (`seatmark tokens make`); `off`: only with a web host of this machine"
     )
     token: SecretStr = Field(SecretStr(""), description="the token with which the command line asks the web")
-    metrics_port: int = Field(0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="port on which worker and sink serve `/metrics`, `/livez` and `/readyz`; 0: none"
+    )
+    stuck_after: Duration = Field(
+        120_000, ge=5000, description="a worker or sink that does not get on for this long, for no reason outside, ends itself"
+    )
     session_timeout: Duration = Field(10_000, description="a worker or sink not heard of for this long loses its partitions")
     rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
     flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
@@ -143,6 +148,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             name = str(problem["loc"][0])
             shown = "" if name in _SECRETS else f" (it is {values.get(name)!r})"
             problems.append(f"{PREFIX}{name.upper()}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    if not problems and settings.stuck_after <= settings.rebalance_timeout:
+        problems.append(
+            "SEATMARK_STUCK_AFTER must be longer than SEATMARK_REBALANCE_TIMEOUT, for which workers wait for each other "
+            f"(they are {settings.stuck_after} ms and {settings.rebalance_timeout} ms)"
+        )
     if problems:
         raise SettingsWrong("\n".join(problems))
     return settings

@@ -1,0 +1,157 @@
+"""Whether a process is well: what it answers on its port, and the thread that ends it when its event loop hangs.
+
+Both are threads beside the event loop, so that they work when it does not. What there is to tell is put together inside the
+loop (processors/progress.py).
+"""
+
+import asyncio
+import faulthandler
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from typing import NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+from prometheus_client.exposition import MetricsHandler
+
+# Of a process that ended itself because it did not get on; a supervisor is to start it again.
+EXIT_STUCK = 3
+
+# The loop turns twice a second. Putting together the state after a recovery takes it for seconds, where there is much.
+_LIVE_SECONDS = 30.0
+_STDERR = 2
+
+
+class Check(NamedTuple):
+    """One thing that must be so for a process to do its work, and a word of why it is or is not."""
+
+    ok: bool
+    why: str
+
+
+class Health:
+    """What a process knows of itself. Written by its event loop, read by other threads.
+
+    checks: by name, replaced as a whole. turns: how often the loop has said that it turns.
+    """
+
+    def __init__(self) -> None:
+        self.checks: Mapping[str, Check] = {"started": Check(False, "starting")}
+        self.turns = 0
+        self._turned_at = time.monotonic()
+
+    def turned(self) -> None:
+        """Note that the event loop turns."""
+        self.turns += 1
+        self._turned_at = time.monotonic()
+
+    def loop(self) -> Check:
+        """Whether the event loop turns."""
+        seconds = time.monotonic() - self._turned_at
+        if seconds < _LIVE_SECONDS:
+            return Check(True, "turns")
+        return Check(False, f"has not turned for {seconds:.0f} s")
+
+    def live(self) -> tuple[bool, dict[str, object]]:
+        """Whether the process is alive, and the document that says so."""
+        return _told({"loop": self.loop()}, "alive", "hangs")
+
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Whether the process does its work, and the document that says of each check why."""
+        return _told({"loop": self.loop(), **self.checks}, "ready", "not ready")
+
+
+def _told(checks: Mapping[str, Check], yes: str, no: str) -> tuple[bool, dict[str, object]]:
+    ok = all(check.ok for check in checks.values())
+    return ok, {"status": yes if ok else no, "checks": {name: check._asdict() for name, check in checks.items()}}
+
+
+@contextmanager
+def served(health: Health, port: int, host: str = "0.0.0.0") -> Iterator[int]:
+    """Serve /metrics, /livez and /readyz meanwhile; gives the port, which is a free one for port 0.
+
+    Raises OSError: nothing can listen there.
+    """
+
+    class Handler(_Handler):
+        of = health
+
+    with ThreadingHTTPServer((host, port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, name="seatmark-health", daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(MetricsHandler):
+    of: Health
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path == "/metrics":
+            super().do_GET()
+        elif path == "/livez":
+            self._answer(*self.of.live())
+        elif path == "/readyz":
+            self._answer(*self.of.ready())
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND, explain="There are /metrics, /livez and /readyz.")
+
+    def _answer(self, ok: bool, document: Mapping[str, object]) -> None:
+        body = json.dumps(document, indent=2).encode() + b"\n"
+        self.send_response(HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def end_process(why: str, tasks: Iterable["asyncio.Task[object]"] = ()) -> NoReturn:
+    """End this process at once, with EXIT_STUCK: on stderr is why, and where each thread and each of these tasks stands.
+
+    Written without `logging`, which may be what hangs.
+    """
+    stacks = io.StringIO()
+    for task in tasks:
+        task.print_stack(file=stacks)
+    os.write(_STDERR, f"seatmark: {why}. The process ends itself, to be started again\n{stacks.getvalue()}".encode())
+    faulthandler.dump_traceback(_STDERR, all_threads=True)
+    os._exit(EXIT_STUCK)
+
+
+@contextmanager
+def watched(
+    health: Health, stuck_after: float, *, tick: float = 1.0, end: Callable[[str], object] = end_process
+) -> Iterator[None]:
+    """End the process when its event loop does not turn for `stuck_after` seconds meanwhile.
+
+    Not the clock is looked at but how often this thread itself woke up: a process that was stopped, or a machine that was
+    suspended, is no event loop that hangs.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        seen, missed = health.turns, 0
+        while not over.wait(tick):
+            missed = missed + 1 if health.turns == seen else 0
+            seen = health.turns
+            if missed * tick >= stuck_after:
+                end(f"the event loop has not turned for {missed * tick:.0f} s (SEATMARK_STUCK_AFTER)")
+                return
+
+    thread = threading.Thread(target=watch, name="seatmark-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
