@@ -330,9 +330,9 @@ async def test_an_error_of_ours_is_not_swallowed(log: Log) -> None:
 
 
 @asynccontextmanager
-async def event_log(bootstrap: str) -> AsyncIterator[tuple[KafkaEventLog, str]]:
+async def event_log(bootstrap: str, *, read_committed: bool = False) -> AsyncIterator[tuple[KafkaEventLog, str]]:
     topic = await create_topic(bootstrap, "events", partitions=4)
-    async with KafkaEventLog(bootstrap, topic) as log:
+    async with KafkaEventLog(bootstrap, topic, read_committed=read_committed) as log:
         yield log, topic
 
 
@@ -553,7 +553,7 @@ async def test_a_defect_in_the_expiry_of_leases_ends_the_worker(
 @pytest.mark.kafka
 async def test_leases_of_a_worker_that_was_killed_run_out_at_another(kafka: Any, tmp_path: Path) -> None:
     """On Kafka only: the embedded broker serves one worker."""
-    deployment = Deployment(kafka.bootstrap, tmp_path)
+    deployment = Deployment(kafka, tmp_path)
     deployment.settings["SEATMARK_LEASE_GRACE"] = "1s"
     await deployment.create()
     with running_worker(deployment.settings, deployment.log):

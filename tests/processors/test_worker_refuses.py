@@ -31,16 +31,16 @@ FOOBAR = b"foobar"
 
 @pytest.fixture
 async def deployment(broker: Any, tmp_path: Path) -> Deployment:
-    return await deployed(broker.bootstrap, tmp_path)
+    return await deployed(broker, tmp_path)
 
 
 @pytest.fixture
 async def on_kafka(kafka: Any, tmp_path: Path) -> Deployment:
-    return await deployed(kafka.bootstrap, tmp_path)
+    return await deployed(kafka, tmp_path)
 
 
-async def deployed(bootstrap: str, tmp_path: Path) -> Deployment:
-    deployment = Deployment(bootstrap, tmp_path)
+async def deployed(broker: Any, tmp_path: Path) -> Deployment:
+    deployment = Deployment(broker, tmp_path)
     await deployment.create()
     return deployment
 
