@@ -65,11 +65,14 @@ async def bare(brokers: str, partitions: int, events: int) -> float:
     async def loop() -> None:
         changelog = PlainChangelog(brokers, Topics("bare-").changelog)
         await changelog.take_over(range(partitions))
-        async with output_producer(brokers) as outputs:
-            processor = ChunkProcessor(outputs, changelog, Topics("bare-"), incarnation)
-            while True:
-                for place, records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).items():
-                    await processor.process(states.of(place.partition), records)
+        try:
+            async with output_producer(brokers) as outputs:
+                processor = ChunkProcessor(outputs, changelog, Topics("bare-"), incarnation)
+                while True:
+                    for place, records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).items():
+                        await processor.process(states.of(place.partition), records)
+        finally:
+            await changelog.close()
 
     running = asyncio.ensure_future(loop())
     rate = await _events_per_second(lambda: _applied(states, partitions), events)

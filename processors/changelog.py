@@ -12,7 +12,14 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    InvalidProducerEpoch,
+    ProducerFenced,
+    TransactionalIdAuthorizationFailed,
+    UnknownError,
+    UnsupportedVersionError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from processors.codec import OWNER_KEY, StateRecord
@@ -31,11 +38,18 @@ class Fenced(Explained):
     """Another worker has taken a partition over; what this one has in memory of it is outdated."""
 
 
+class TransactionsRefused(Explained):
+    """The brokers have no transactions, or not for this worker."""
+
+
 class Changelog(Protocol):
     """Where the state of partitions is written. Raises aiokafka.errors.KafkaError: the brokers may not have it."""
 
     async def take_over(self, partitions: Iterable[int]) -> None:
-        """Become the one who writes these partitions, and no others; to be called before their state is read."""
+        """Become the one who writes these partitions, and no others; to be called before their state is read.
+
+        Raises TransactionsRefused.
+        """
 
     async def write(self, partition: int, records: Iterable[StateRecord]) -> None:
         """Write what one chunk changes; returns when the brokers have it.
@@ -63,7 +77,18 @@ class FencedChangelog:
         self._producers = producers
         if not producers:
             return
-        await asyncio.gather(*(producer.start() for producer in producers.values()))
+        try:
+            await asyncio.gather(*(producer.start() for producer in producers.values()))
+        except TransactionalIdAuthorizationFailed as error:
+            raise TransactionsRefused(
+                f"the brokers do not let this worker use the transactional ids that begin with {self._topic}-: grant it Write "
+                "and Describe on them"
+            ) from error
+        except (UnknownError, UnsupportedVersionError, IncompatibleBrokerVersion) as error:
+            raise TransactionsRefused(
+                f"the brokers have no transactions ({error!r}), and without them a worker that was frozen could write outdated "
+                "state. Set SEATMARK_FENCING=off only where a single worker runs"
+            ) from error
         # Recovery reads up to the last record. A marker of a transaction takes an offset too, and is no record.
         async with _producer(self._brokers) as plain:
             await asyncio.gather(

@@ -370,6 +370,23 @@ async def test_the_markers_of_transactions_need_not_be_applied(kafka: Any) -> No
         assert await log.ends({0: 0}) == {0: 2}
 
 
+@pytest.mark.kafka
+async def test_a_transaction_that_goes_on_or_was_aborted_is_not_waited_for(kafka: Any) -> None:
+    async with event_log(kafka.bootstrap, read_committed=True) as (log, topic):
+        await append_batch(kafka.bootstrap, topic, 0, [b"x"] * 2)
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic)
+        async with producer:
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, b"v", partition=0)
+            # Offset 2 is in the transaction, 3 its marker.
+            assert await log.ends({0: 2}) == {0: 2}
+            assert await log.ends({0: 0}) == {0: 2}
+            await producer.abort_transaction()
+        assert await log.ends({0: 2}) == {0: 2}
+        await append_batch(kafka.bootstrap, topic, 0, [b"x"])
+        assert await log.ends({0: 2}) == {0: 5}
+
+
 async def test_without_brokers_it_is_an_error_of_kafka() -> None:
     [port] = free_ports(1)
     with pytest.raises(KafkaConnectionError):

@@ -331,6 +331,26 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
 
 
 @pytest.mark.kafka
+async def test_events_of_a_transaction_that_was_aborted_never_happened(kafka: Any, tmp_path: Path) -> None:
+    """On Kafka only: a licence server may send in transactions, and take one back."""
+    deployment = Deployment(kafka, tmp_path)
+    await deployment.create()
+    start = now_ms() - 400 * 40_000
+    await deployment.send(some_events(100, start=start))
+    with running_worker(deployment.settings, deployment.log):
+        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=deployment.prefix) as producer:
+            await producer.begin_transaction()
+            # Other events than those that come: were one of them applied, all after it would differ.
+            for key, value in some_events(100, first=150, start=start):
+                await producer.send_and_wait(deployment.topics.events, key=key, value=value)
+            await deployment.applied()
+            await producer.abort_transaction()
+        await deployment.send(some_events(100, first=100, start=start))
+        await deployment.applied()
+    await assert_outputs(deployment, deployment.expected())
+
+
+@pytest.mark.kafka
 async def test_a_second_worker_shares_the_work_and_its_end_changes_nothing(kafka: Any, tmp_path: Path) -> None:
     """On Kafka only: the embedded broker serves one worker."""
     deployment = Deployment(kafka, tmp_path)
