@@ -64,9 +64,10 @@ class Standstill:
 class Log:
     """Asks the brokers how far topics go, over connections that stay open while they answer."""
 
-    def __init__(self, brokers: str) -> None:
-        """brokers: host:port, comma separated."""
+    def __init__(self, brokers: str, *, read_committed: bool) -> None:
+        """brokers: host:port, comma separated. read_committed: as for those whose progress this is about."""
         self._brokers = brokers
+        self._isolation_level = "read_committed" if read_committed else "read_uncommitted"
         self._consumer: AIOKafkaConsumer | None = None
         # Where nothing follows although the end is farther: markers of transactions have offsets too.
         self._empty: dict[TopicPartition, tuple[int, int]] = {}
@@ -100,12 +101,11 @@ class Log:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            # As the worker reads: what is in an open transaction is not there yet.
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self._brokers,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
-                isolation_level="read_committed",
+                isolation_level=self._isolation_level,
                 fetch_max_wait_ms=int(_FETCH_SECONDS * 1000),
                 max_partition_fetch_bytes=1,
             )

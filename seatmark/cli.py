@@ -170,7 +170,7 @@ def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"]
     health = Health()
 
     async def both(stop: asyncio.Event) -> None:
-        monitor = Monitor(health, Log(settings.brokers), stuck_after)
+        monitor = Monitor(health, Log(settings.brokers, read_committed=settings.fencing == "on"), stuck_after)
 
         async def begin() -> None:
             if await monitor.brokers_answer(stop):
@@ -288,6 +288,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         brokers=settings.brokers,
         topic_prefix=settings.topic_prefix,
         partitions=settings.partitions,
+        fencing=settings.fencing == "on",
         timezone=settings.timezone,
         late_after_ms=settings.late_after,
         lease_policy=settings.lease_policy,
