@@ -6,7 +6,8 @@ loop (processors/progress.py).
 
 import asyncio
 import faulthandler
-import io
+import gc
+import inspect
 import json
 import os
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from prometheus_client.exposition import MetricsHandler
@@ -115,17 +116,33 @@ class _Handler(MetricsHandler):
         self.wfile.write(body)
 
 
-def end_process(why: str, tasks: Iterable["asyncio.Task[object]"] = ()) -> NoReturn:
+def end_process(why: str, tasks: Iterable["asyncio.Task[Any]"] = ()) -> NoReturn:
     """End this process at once, with EXIT_STUCK: on stderr is why, and where each thread and each of these tasks stands.
 
     Written without `logging`, which may be what hangs.
     """
-    stacks = io.StringIO()
-    for task in tasks:
-        task.print_stack(file=stacks)
-    os.write(_STDERR, f"seatmark: {why}. The process ends itself, to be started again\n{stacks.getvalue()}".encode())
+    stacks = "".join(f"Task {task.get_name()}:\n{''.join(_where(task.get_coro()))}\n" for task in tasks)
+    os.write(_STDERR, f"seatmark: {why}. The process ends itself, to be started again\n{stacks}".encode())
     faulthandler.dump_traceback(_STDERR, all_threads=True)
     os._exit(EXIT_STUCK)
+
+
+def _where(waiting: Any) -> Iterator[str]:
+    """Where a coroutine stands, and what it awaits, innermost last. (A task's own `print_stack` shows the outermost only.)"""
+    while waiting is not None:
+        for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
+            frame = getattr(waiting, f"{kind}_frame", None)
+            if frame is not None:
+                yield f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n'
+                waiting = getattr(waiting, awaits)
+                break
+        else:
+            # Such as what `__await__` and `__anext__` give: it does not tell what it holds.
+            waiting = next(filter(_can_wait, gc.get_referents(waiting)), None)
+
+
+def _can_wait(thing: object) -> bool:
+    return inspect.iscoroutine(thing) or inspect.isgenerator(thing) or inspect.isasyncgen(thing)
 
 
 @contextmanager

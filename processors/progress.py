@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -139,7 +139,7 @@ class Monitor:
         stuck_after: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        end: Callable[[str, Iterable["asyncio.Task[object]"]], object] = end_process,
+        end: Callable[[str, Iterable["asyncio.Task[Any]"]], object] = end_process,
     ) -> None:
         """stuck_after: seconds. clock, end: what tests replace."""
         self.observe: Callable[[], Observation] = lambda: Observation({"started": Check(False, "waits for the brokers")})
