@@ -18,7 +18,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -372,7 +372,8 @@ class Sink:
         self._partitions: frozenset[int] = frozenset()
         # Of the partitions that it has now: the offset after the last record stored.
         self._reached: dict[TopicPartition, int] = {}
-        self._assigned = False
+        # How many it has; None while the group has not said.
+        self._assigned: int | None = None
         self._more_stored = asyncio.Condition()
 
     @property
@@ -388,12 +389,14 @@ class Sink:
     def observe(self) -> Observation:
         """How this sink stands; for a `processors.progress.Monitor`."""
         clickhouse, waits = self._writer.observe()
-        if not self._assigned:
+        if self._assigned is None:
             checks = {"assigned": Check(False, "waits until the sinks' group hands out partitions"), "clickhouse": clickhouse}
             return Observation(checks, phase=("the assignment", 0), waits=waits)
-        count = len(self._reached)
-        assigned = Check(True, f"{count} partitions" if count else "no partitions: other sinks have all of them")
-        return Observation({"assigned": assigned, "clickhouse": clickhouse}, next_offsets=dict(self._reached), waits=waits)
+        why = f"{self._assigned} partitions" if self._assigned else "no partitions: other sinks have all of them"
+        checks = {"assigned": Check(True, why), "clickhouse": clickhouse}
+        if len(self._reached) < self._assigned:
+            return Observation(checks, phase=("what is stored already", len(self._reached)), waits=waits)
+        return Observation(checks, next_offsets=dict(self._reached), waits=waits)
 
     async def wait_until_stored(self, ends: Mapping[tuple[str, int], int]) -> None:
         """Wait until everything before these end offsets, per topic and partition, is stored. `run` must be running."""
@@ -424,7 +427,7 @@ class Sink:
             await consumer.start()
             if self._alone:
                 await self._assign_all_partitions(consumer, stop)
-                self._on_assignment(True)
+                self._on_assignment(len(consumer.assignment()))
             else:
                 consumer.subscribe(list(self._topics), listener=_Listener(self._on_assignment))
             while not stop.is_set():
@@ -442,7 +445,7 @@ class Sink:
             await consumer.stop()
             await self._writer.close()
 
-    def _on_assignment(self, assigned: bool) -> None:
+    def _on_assignment(self, assigned: int | None) -> None:
         self._reached = {}
         self._assigned = assigned
 
@@ -554,16 +557,16 @@ class Sink:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Tells whether a member of a group knows which partitions it has."""
+    """Tells how many partitions a member of a group has; None while they are being handed out."""
 
-    def __init__(self, on_assignment: Callable[[bool], None]) -> None:
+    def __init__(self, on_assignment: Callable[[int | None], None]) -> None:
         self._on_assignment = on_assignment
 
-    def on_partitions_revoked(self, revoked: object) -> None:
-        self._on_assignment(False)
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self._on_assignment(None)
 
-    def on_partitions_assigned(self, assigned: object) -> None:
-        self._on_assignment(True)
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        self._on_assignment(len(assigned))
 
 
 class _Writer:

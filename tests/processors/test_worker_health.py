@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
 from processors.health import EXIT_STUCK
+from schemas.days import Settled, encode_day
 from seatmark.chdb_http import ChdbHttp
 from seatmark.topics import ensure_topics
 from tests.processors.test_worker import Deployment, assert_outputs, now_ms, some_events
@@ -131,27 +133,22 @@ async def test_a_recovery_that_does_not_go_on_ends_the_worker(on_tansu: Deployme
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize(
-    ("how", "why", "where"),
-    [
+async def test_a_worker_that_hangs_ends_itself_shows_where_and_the_next_one_does_its_work(on_kafka: Deployment) -> None:
+    await on_kafka.send(some_events(100, start=now_ms() - 100 * 40_000))
+    for how, why, where in (
         ("blocked", "seatmark: the event loop has not turned for 5 s (SEATMARK_STUCK_AFTER)", "in blocks_the_loop"),
         (
             "waiting",
             "seatmark: nothing goes on for longer than SEATMARK_STUCK_AFTER, and the brokers answer: 1",
             "in never_ends",
         ),
-    ],
-)
-async def test_a_worker_that_hangs_ends_itself_shows_where_and_the_next_one_does_its_work(
-    on_kafka: Deployment, how: str, why: str, where: str
-) -> None:
-    await on_kafka.send(some_events(100, start=now_ms() - 100 * 40_000))
-    settings = {**on_kafka.settings, "SEATMARK_STUCK_AFTER": "5s", "HINDERED_BY": how}
-    with running("worker", settings, on_kafka.log, module="tests.hindered") as worker:
-        assert worker.wait(SECONDS) == EXIT_STUCK
-    log = on_kafka.log.read_text()
-    assert why in log
-    assert where in log
+    ):
+        settings = {**on_kafka.settings, "SEATMARK_STUCK_AFTER": "5s", "HINDERED_BY": how}
+        with running("worker", settings, on_kafka.log, module="tests.hindered") as worker:
+            assert worker.wait(SECONDS) == EXIT_STUCK
+        log = on_kafka.log.read_text()
+        assert why in log
+        assert where in log
     with running_worker(on_kafka.settings, on_kafka.log):
         await on_kafka.applied()
     await assert_outputs(on_kafka, on_kafka.expected())
@@ -159,9 +156,9 @@ async def test_a_worker_that_hangs_ends_itself_shows_where_and_the_next_one_does
 
 @pytest.mark.kafka
 async def test_brokers_that_do_not_answer_make_a_worker_unready_and_do_not_end_it(
-    on_kafka: Deployment, kafka: Any, told: Told
+    on_kafka: Deployment, kafka: Any, told: Told, tmp_path: Path
 ) -> None:
-    """Frozen, then killed. When they are back, so is the worker."""
+    """Frozen, then killed. One that starts meanwhile waits for them. When they are back, so are all."""
     start = now_ms() - 300 * 40_000
     await on_kafka.send(some_events(100, start=start))
     with running_worker(on_kafka.settings, on_kafka.log) as worker:
@@ -177,36 +174,28 @@ async def test_brokers_that_do_not_answer_make_a_worker_unready_and_do_not_end_i
             kafka.thaw(1)
         await told.ready(worker)
         kafka.kill(1)
-        try:
+        late = Told()
+        with ExitStack() as down:
+            down.callback(kafka.restart, 1)
             await told.until(worker, fails("brokers"))
             assert await told.alive()
-        finally:
-            kafka.restart(1)
-        await told.ready(worker)
-        await on_kafka.send(some_events(100, first=100, start=start))
-        await on_kafka.applied()
-        assert worker.stop() == 0
+            with running_worker(on_kafka.settings | late.settings, tmp_path / "late.log") as starting:
+                checks = await late.until(starting, fails("brokers"))
+                assert checks["started"] == {"ok": False, "why": "waits for the brokers"}
+                assert await late.alive()
+                down.close()
+                await late.ready(starting)
+                await told.ready(worker)
+                await on_kafka.send(some_events(100, first=100, start=start))
+                await on_kafka.applied()
     await assert_outputs(on_kafka, on_kafka.expected())
 
 
-@pytest.mark.kafka
-async def test_a_worker_that_starts_without_brokers_waits_for_them(on_kafka: Deployment, kafka: Any, told: Told) -> None:
-    kafka.kill(1)
-    try:
-        with running_worker(on_kafka.settings, on_kafka.log) as worker:
-            checks = await told.until(worker, fails("brokers"))
-            assert checks["started"] == {"ok": False, "why": "waits for the brokers"}
-            assert await told.alive()
-            kafka.restart(1)
-            await told.ready(worker)
-            assert worker.stop() == 0
-        # And it can be stopped while it waits.
-        kafka.kill(1)
-        with running_worker(on_kafka.settings, on_kafka.log) as worker:
-            await told.until(worker, fails("brokers"))
-            assert worker.stop() == 0
-    finally:
-        kafka.restart(1)
+async def test_a_worker_that_waits_for_brokers_can_be_stopped(told: Told, tmp_path: Path) -> None:
+    settings = settings_of("127.0.0.1:1", "", 1) | told.settings
+    with running_worker(settings, tmp_path / "worker.log") as worker:
+        await told.until(worker, fails("brokers"))
+        assert worker.stop() == 0
 
 
 @pytest.mark.kafka
@@ -225,6 +214,11 @@ async def test_a_worker_without_partitions_is_ready(kafka: Any, tmp_path: Path) 
                 checks = [await told.ready(worker) for told, worker in ((first, one), (second, other))]
 
 
+def settled() -> bytes:
+    """A record of entitlement-days."""
+    return encode_day(Settled(entitlement="acme-cad", element="seats", position=1))
+
+
 @pytest.mark.kafka
 async def test_a_sink_without_clickhouse_is_alive_not_ready_and_goes_on_trying(
     on_kafka: Deployment, told: Told, tmp_path: Path
@@ -234,14 +228,12 @@ async def test_a_sink_without_clickhouse_is_alive_not_ready_and_goes_on_trying(
         **on_kafka.settings, "SEATMARK_CLICKHOUSE_DSN": f"http://seatmark:geheim@127.0.0.1:{nobody}/db",
         "SEATMARK_STUCK_AFTER": "5s",
     }  # fmt: skip
-    await on_kafka.send(some_events(50, start=now_ms() - 100 * 40_000))
-    with running_worker({**on_kafka.settings, "SEATMARK_METRICS_PORT": "0"}, on_kafka.log):
-        await on_kafka.applied()
+    await write(on_kafka, settled())
     with running("sink", settings, tmp_path / "sink.log") as sink:
         checks = await told.until(sink, lambda _, checks: "clickhouse" in checks and "progressing" in checks)
         assert checks["clickhouse"]["why"].startswith("does not answer")
         assert checks["brokers"]["ok"]
-        # 0.1, 0.2, 0.4, ... 3.2 s lie between them: it stands for longer than 5 s.
+        # Between seven attempts lie 0.1, 0.2, 0.4, ... 3.2 s: it stands for longer than 5 s.
         while await metric(told, "seatmark_sink_insert_failures_total") < 7:
             assert sink.poll() is None
         assert await told.alive()
@@ -251,6 +243,11 @@ async def test_a_sink_without_clickhouse_is_alive_not_ready_and_goes_on_trying(
         assert sink.stop() == 0
 
 
+async def write(deployment: Deployment, value: bytes) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=deployment.bootstrap, acks="all") as producer:
+        await producer.send_and_wait(deployment.topics.days, value, partition=0)
+
+
 async def metric(told: Told, name: str) -> float:
     answer = await told.get("/metrics")
     assert answer is not None
@@ -258,8 +255,8 @@ async def metric(told: Told, name: str) -> float:
 
 
 @pytest.mark.kafka
-async def test_a_sink_is_ready_when_it_stores_and_not_while_the_brokers_are_away(
-    on_kafka: Deployment, kafka: Any, told: Told, tmp_path: Path, chdb_http: ChdbHttp
+async def test_a_sink_that_stores_is_ready_and_an_unreadable_record_ends_it_as_before(
+    on_kafka: Deployment, told: Told, tmp_path: Path, chdb_http: ChdbHttp
 ) -> None:
     dsn = chdb_http.dsn(f"health_{uuid.uuid4().hex}")
     await asyncio.to_thread(migrate, dsn, "UTC")
@@ -268,29 +265,10 @@ async def test_a_sink_is_ready_when_it_stores_and_not_while_the_brokers_are_away
         checks = await told.ready(sink)
         assert checks["assigned"]["ok"]
         assert checks["clickhouse"] == {"ok": True, "why": "answers; no insert yet"}
-        await on_kafka.send(some_events(50, start=now_ms() - 100 * 40_000))
-        with running_worker({**on_kafka.settings, "SEATMARK_METRICS_PORT": "0"}, on_kafka.log):
-            await on_kafka.applied()
-            checks = await told.until(sink, lambda _, checks: "the last insert was" in checks["clickhouse"]["why"])
-            assert checks["clickhouse"]["ok"]
-        kafka.freeze(1)
-        try:
-            checks = await told.until(sink, fails("brokers"))
-            assert checks["clickhouse"]["ok"]
-            assert await told.alive()
-        finally:
-            kafka.thaw(1)
-        checks = await told.until(sink, lambda status, checks: status == 200 and "6 partitions" in checks["assigned"]["why"])
-        assert checks["progressing"]["why"] == "nothing to do"
-
-
-@pytest.mark.kafka
-async def test_an_unreadable_record_still_stops_the_sink(on_kafka: Deployment, tmp_path: Path, chdb_http: ChdbHttp) -> None:
-    """An error is told as before, whoever watches."""
-    dsn = chdb_http.dsn(f"health_{uuid.uuid4().hex}")
-    await asyncio.to_thread(migrate, dsn, "UTC")
-    async with AIOKafkaProducer(bootstrap_servers=on_kafka.bootstrap, acks="all") as producer:
-        await producer.send_and_wait(on_kafka.topics.days, b"{", partition=0)
-    with running("sink", {**on_kafka.settings, "SEATMARK_CLICKHOUSE_DSN": dsn}, tmp_path / "sink.log") as sink:
+        await write(on_kafka, settled())
+        checks = await told.until(sink, lambda _, checks: "the last insert was" in checks["clickhouse"]["why"])
+        assert checks["clickhouse"]["ok"]
+        await told.until(sink, lambda status, checks: status == 200 and checks["assigned"]["why"] == "6 partitions")
+        await write(on_kafka, b"{")
         assert sink.wait(SECONDS) == 1
-    assert "offset 0 cannot be read" in (tmp_path / "sink.log").read_text()
+    assert "offset 1 cannot be read" in (tmp_path / "sink.log").read_text()
