@@ -21,12 +21,18 @@ from urllib.parse import urlsplit
 
 from prometheus_client.exposition import MetricsHandler
 
+from schemas.errors import Explained
+
 # Of a process that ended itself because it did not get on; a supervisor is to start it again.
 EXIT_STUCK = 3
 
 # The loop turns twice a second. Putting together the state after a recovery takes it for seconds, where there is much.
 _LIVE_SECONDS = 30.0
 _STDERR = 2
+
+
+class PortTaken(Explained):
+    """Nothing can listen on the port for health and metrics."""
 
 
 class Check(NamedTuple):
@@ -77,13 +83,17 @@ def _told(checks: Mapping[str, Check], yes: str, no: str) -> tuple[bool, dict[st
 def served(health: Health, port: int, host: str = "0.0.0.0") -> Iterator[int]:
     """Serve /metrics, /livez and /readyz meanwhile; gives the port, which is a free one for port 0.
 
-    Raises OSError: nothing can listen there.
+    Raises PortTaken.
     """
 
     class Handler(_Handler):
         of = health
 
-    with ThreadingHTTPServer((host, port), Handler) as server:
+    try:
+        listening = ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on {host}:{port} ({error.strerror}): choose another SEATMARK_METRICS_PORT") from error
+    with listening as server:
         thread = threading.Thread(target=server.serve_forever, name="seatmark-health", daemon=True)
         thread.start()
         try:

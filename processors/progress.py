@@ -69,12 +69,14 @@ class Log:
         self._brokers = brokers
         self._isolation_level = "read_committed" if read_committed else "read_uncommitted"
         self._consumer: AIOKafkaConsumer | None = None
+        self._asked: dict[TopicPartition, int] = {}
         # Where nothing follows although the end is farther: markers of transactions have offsets too.
         self._empty: dict[TopicPartition, tuple[int, int]] = {}
 
     async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """By partition, how many offsets lie between these, or the first that there is, and the end; without those at the end.
 
+        Where there are only markers of transactions, it takes a second question to know.
         Raises TimeoutError, and whatever the client raises: the brokers do not answer.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
@@ -82,12 +84,15 @@ class Log:
             if not next_offsets:
                 await consumer.topics()
                 return {}
+            asked, self._asked = self._asked, dict(next_offsets)
             places = list(next_offsets)
             ends, begins = await asyncio.gather(consumer.end_offsets(places), consumer.beginning_offsets(places))
             behind = {}
             for place, offset in next_offsets.items():
                 first = max(offset, begins[place])
-                if first < ends[place] and not await self._nothing_follows(consumer, place, first, ends[place]):
+                # Only where nothing was done since the last question: a backlog need not be read to know of it.
+                stands = asked.get(place) == offset
+                if first < ends[place] and not (stands and await self._nothing_follows(consumer, place, first, ends[place])):
                     behind[place] = ends[place] - first
             return behind
 
@@ -97,7 +102,8 @@ class Log:
         if consumer is not None:
             # One that never got to its brokers may say so once more.
             with suppress(Exception):
-                await consumer.stop()
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await consumer.stop()
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from processors import health as health_module
-from processors.health import EXIT_STUCK, Check, Health, served, watched
+from processors.health import EXIT_STUCK, Check, Health, PortTaken, served, watched
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +73,13 @@ def test_what_is_served(health: Health) -> None:
         assert "# TYPE" in metrics.text
         assert client.get("/").status_code == 404
         assert client.post("/livez").status_code == 501
+
+
+def test_a_port_that_is_taken_is_told(health: Health) -> None:
+    with served(health, 0, "127.0.0.1") as port:
+        told = rf"cannot listen on 127.0.0.1:{port} \(Address already in use\): choose another SEATMARK_METRICS_PORT"
+        with pytest.raises(PortTaken, match=told), served(health, port, "127.0.0.1"):
+            pass
 
 
 async def test_a_loop_that_turns_is_left_alone_and_one_that_does_not_is_ended(health: Health) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
-from processors.agents import fold_chunk
+from processors.agents import ChunkProcessor, Topics, fold_chunk
 from processors.codec import CURSOR_KEY, STATE_VERSION, Cursor, encode_cursor
 from processors.domain.days import Calendar
 from processors.refusals import LEAST_REFUSED, NO_LIMIT, RefusalLimit, Refusals, TooManyRefused
@@ -242,6 +246,38 @@ def test_state_from_before_there_was_a_limit_is_read() -> None:
     states = PartitionStates(Calendar("UTC"), HOUR, "topic-1", partitions=1)
     states.restore(0, [Stored(CURSOR_KEY, old)])
     assert states.of(0).cursor == Cursor(STATE_VERSION, "topic-1", 1, 41, "UTC")
+
+
+class Brokers:
+    """Takes what a `ChunkProcessor` writes: the producer of outputs, and the changelog."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.cursors: list[int] = []
+
+    def create_batch(self) -> Any:
+        records: list[Any] = []
+        return SimpleNamespace(append=lambda **record: records.append(record) or True, record_count=lambda: len(records))
+
+    async def send_batch(self, batch: Any, topic: str, partition: int) -> Any:
+        self.sent += [topic] * batch.record_count()
+        acknowledged = asyncio.get_running_loop().create_future()
+        acknowledged.set_result(None)
+        return acknowledged
+
+    async def write(self, partition: int, records: Any) -> None:
+        self.cursors += [msgspec.msgpack.decode(value)[3] for key, value in records if key == CURSOR_KEY]
+
+
+async def test_of_the_chunk_that_crosses_the_limit_nothing_is_put_out() -> None:
+    state, brokers = fresh_state(), Brokers()
+    processor = ChunkProcessor(brokers, brokers, Topics(), "topic-1", HALF)  # type: ignore[arg-type]
+    await processor.process(state, [bad(offset) for offset in range(80)])
+    assert (brokers.sent, brokers.cursors) == (["entitlement-events-dlq"] * 80, [79])
+    assert REGISTRY.get_sample_value("seatmark_dead_letter_limit_used_ratio", {"partition": "0"}) == 0.8
+    with pytest.raises(TooManyRefused):
+        await processor.process(state, [good(80), *map(bad, range(81, 200))])
+    assert (len(brokers.sent), brokers.cursors, state.written) == (80, [79], 79)
 
 
 LIMIT = RefusalLimit(count=12, percent=60, window_ms=100)
