@@ -197,7 +197,8 @@ class Monitor:
             # Whatever a client calls it. What could not be asked may be why nothing goes on.
             await self._log.close()
             self._standstill.note(self._clock(), {})
-            self._say({**seen.checks, "brokers": Check(False, f"do not answer ({type(error).__name__})")})
+            why = f"do not answer ({type(error).__name__}); SEATMARK_BROKERS says where they are"
+            self._say({**seen.checks, "brokers": Check(False, why)})
             return
         self._answered.set()
         self._say({**seen.checks, "brokers": Check(True, "answer"), "progressing": self._progress(seen, behind)})
