@@ -25,6 +25,7 @@ from processors.domain.days import Calendar
 from processors.domain.ledger import position_of
 from processors.incarnation import topic_incarnation
 from processors.outputs import activity_row, alert_of
+from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
 from schemas.alerts import encode_alert
 from schemas.days import encode_day
@@ -41,6 +42,7 @@ async def worker(brokers: str, partitions: int, events: int, *, fencing: bool = 
         brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, fencing=fencing, timezone="UTC",
         late_after_ms=LATE_AFTER_MS, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=10_000,
         rebalance_timeout_ms=10_000,
+        dead_letter_limit=RefusalLimit(count=10_000, percent=50, window_ms=3_600_000),
     )  # fmt: skip
     running = await create_worker(config)
     await running.app.start()

@@ -21,6 +21,7 @@ from processors.changelog import Changelog
 from processors.codec import encode_changes
 from processors.domain.ledger import position_of
 from processors.outputs import SourceRecord, activity_row, alert_of, dead_letter_headers
+from processors.refusals import NO_LIMIT, RefusalLimit, TooManyRefused
 from processors.state import PartitionState, PartitionStates
 from schemas.activity import (
     HEADER_FIRST_OFFSET,
@@ -93,11 +94,14 @@ class ChunkOutputs:
     dead_letters: list[Record] = field(default_factory=list)
 
 
-def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: int) -> ChunkOutputs:
+def fold_chunk(
+    state: PartitionState, records: Sequence[SourceRecord], now_ms: int, limit: RefusalLimit = NO_LIMIT
+) -> ChunkOutputs:
     """Fold the records above the state's cursor into it; what that puts out. The cursor moves to the last record taken.
 
     Not all are taken where they would put out more than fits in memory and in a record: the caller goes on with the rest.
     now_ms: the wall clock, against which events in the future are refused where the topic has producers' timestamps.
+    Raises TooManyRefused: a record crossed the limit.
     Raises whatever goes wrong with a record that is not its own fault, with the record's offset added.
     """
     outputs = ChunkOutputs()
@@ -106,6 +110,10 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
     ledger, cursor = state.ledger, state.cursor
     epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
     placed = state.placed
+    refusals, window_ms = cursor.refusals, limit.window_ms
+    if not window_ms:
+        # Or what passed while there was no limit would count once there is one again.
+        refusals.forget()
     for record in records:
         if row_bytes > _MAX_ROW_BYTES:
             break
@@ -115,6 +123,9 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
             continue
         value = record.value or b""
         appended_at = record.timestamp if record.timestamp_type == _LOG_APPEND_TIME else now_ms
+        if window_ms:
+            # A producer's clock that is far ahead would open a span that never ends.
+            refusals.count(min(record.timestamp, appended_at), window_ms)
         try:
             event = decode(value, key=record.key, appended_at=appended_at)
             if event.entitlement not in placed:
@@ -122,6 +133,10 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
         except Refused as refused:
             metrics.DEAD_LETTERS.labels(refused.reason).inc()
             outputs.dead_letters.append((record.key, record.value, dead_letter_headers(record, refused)))
+            if window_ms:
+                refusals.refuse(refused.reason, offset)
+                if limit.used(refusals) > 1:
+                    raise limit.explain(refusals, record.topic, record.partition, offset, applied) from None
             continue
         try:
             outcomes = ledger.apply(event, position_of(epoch, offset))
@@ -157,11 +172,19 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
 class ChunkProcessor:
     """Processes chunks. outputs: sends what others read. incarnation: of the source topic."""
 
-    def __init__(self, outputs: AIOKafkaProducer, changelog: Changelog, topics: Topics, incarnation: str) -> None:
+    def __init__(
+        self,
+        outputs: AIOKafkaProducer,
+        changelog: Changelog,
+        topics: Topics,
+        incarnation: str,
+        limit: RefusalLimit = NO_LIMIT,
+    ) -> None:
         self._outputs = outputs
         self._changelog = changelog
         self._topics = topics
         self._incarnation = incarnation
+        self._limit = limit
 
     async def process(self, state: PartitionState, records: Sequence[SourceRecord]) -> None:
         """Process one chunk of a partition. When it returns, outputs and state are with the broker.
@@ -178,7 +201,7 @@ class ChunkProcessor:
         """Process as many records as `fold_chunk` takes; how many."""
         started = time.monotonic()
         partition = records[0].partition
-        out = fold_chunk(state, records, int(time.time() * 1000))
+        out = fold_chunk(state, records, int(time.time() * 1000), self._limit)
         changes = state.ledger.take_changes()
         days: list[DayRecord] = [*changes.days, *changes.marks, *changes.settled]
         out.days = [(record.entitlement.encode(), encode_day(record), []) for record in days]
@@ -198,8 +221,11 @@ class ChunkProcessor:
         put_out = time.monotonic()
 
         await self._changelog.write(partition, encode_changes(changes, state.cursor))
+        state.written = state.cursor.offset
         state.leases.note(changes)
         metrics.EVENTS.inc(out.taken)
+        if self._limit.window_ms:
+            metrics.DEAD_LETTER_LIMIT_USED.labels(partition).set(self._limit.used(state.cursor.refusals))
         metrics.CHUNK_RECORDS.observe(out.taken)
         metrics.CHUNK_SECONDS.labels("fold").observe(folded - started)
         metrics.CHUNK_SECONDS.labels("outputs").observe(put_out - folded)
@@ -224,8 +250,8 @@ class ChunkProcessor:
 async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkProcessor) -> None:
     """The agent: take chunks from a Faust stream, for ever.
 
-    Raises ChunkFailed: with topic, partition and offsets. Faust would go on with the next chunk: the app must be set up
-    so that this ends the worker.
+    Raises TooManyRefused, and ChunkFailed: with topic, partition and offsets. Faust would go on with the next chunk: the
+    app must be set up so that this ends the worker.
     """
     events: AsyncIterable[Any] = stream.noack().events()
     async for event in events:
@@ -233,6 +259,8 @@ async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkP
         state = states.of(event.message.partition)
         try:
             await processor.process(state, records)
+        except TooManyRefused:
+            raise
         except Exception as error:
             raise ChunkFailed(
                 f"{records[0].topic}[{records[0].partition}] offsets {records[0].offset} to {records[-1].offset}: "

@@ -2,17 +2,21 @@
 
 import asyncio
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from processors.agents import ChunkProcessor, Topics, process_chunks
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
 from processors.changelog import Changelog, FencedChangelog, PlainChangelog
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
+from processors.health import Check
 from processors.incarnation import TopicWatch
 from processors.leases import LeasePolicy
+from processors.progress import Observation
+from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
 
 # Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
@@ -35,6 +39,7 @@ class WorkerConfig:
     lease_grace_ms: int
     session_timeout_ms: int
     rebalance_timeout_ms: int
+    dead_letter_limit: RefusalLimit
 
 
 def worker_group(topic_prefix: str) -> str:
@@ -99,7 +104,9 @@ class Worker:
 
         async def entitlements(stream: object) -> None:
             async with output_producer(config.brokers) as outputs:
-                await process_chunks(stream, states, ChunkProcessor(outputs, changelog, topics, incarnation))
+                await process_chunks(
+                    stream, states, ChunkProcessor(outputs, changelog, topics, incarnation, config.dead_letter_limit)
+                )
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 
@@ -109,6 +116,24 @@ class Worker:
 
         # It begins after the first recovery and ends with the app; an error in it crashes the app.
         app.task(leases)
+
+    def observe(self) -> Observation:
+        """How this worker stands; for a `processors.progress.Monitor`. `run_worker` must be running."""
+        states, topic = self.states, Topics(self._config.topic_prefix).events
+        if not states.assigned:
+            waiting = Check(False, "waits until the workers' group hands out partitions")
+            return Observation({"assigned": waiting}, phase=("the first assignment", 0))
+        partitions = sorted(place.partition for place in self.app.consumer.assignment() if place.topic == topic)
+        assigned = Check(True, f"partitions {partitions}" if partitions else "no partitions: other workers have all of them")
+        if self.app.rebalancing or not states.recovered:
+            why = f"reads the state, {states.records_read} records so far"
+            checks = {"assigned": assigned, "recovered": Check(False, why)}
+            return Observation(checks, phase=("recovery", states.records_read))
+        written = {partition: state.written for partition, state in states.all().items()}
+        return Observation(
+            {"assigned": assigned, "recovered": Check(True, f"{states.records_read} records of state were read")},
+            next_offsets={TopicPartition(topic, partition): written.get(partition, -1) + 1 for partition in partitions},
+        )
 
 
 def make_changelog(brokers: str, topic: str, *, fencing: bool) -> Changelog:
@@ -129,12 +154,16 @@ def output_producer(brokers: str) -> AIOKafkaProducer:
     )
 
 
-async def run_worker(config: WorkerConfig, stop: asyncio.Event) -> None:
+async def run_worker(
+    config: WorkerConfig, stop: asyncio.Event, on_made: Callable[[Worker], None] = lambda worker: None
+) -> None:
     """Run one worker until `stop` is set.
 
+    on_made(worker): called once, before it starts.
     Raises whatever ended it before that, such as `processors.agents.ChunkFailed`.
     """
     worker = await create_worker(config)
+    on_made(worker)
     app = worker.app
     try:
         await app.start()

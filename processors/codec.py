@@ -13,6 +13,7 @@ from msgspec import Struct
 from processors.domain.element import Element, Head
 from processors.domain.holds import Hold, IdBlock
 from processors.domain.ledger import Changes, Ledger
+from processors.refusals import Refusals
 from schemas.errors import Explained
 
 # Raised when the layout of a record changes; state of another layout is refused, and rebuilt from the raw log.
@@ -26,7 +27,7 @@ class Cursor(Struct, frozen=True, array_like=True):
     """How far a source partition is applied.
 
     incarnation: of the source topic. epoch: how many incarnations this state has lived through. offset: the last applied
-    record's. timezone: the reporting time zone that the day rows in this state are in.
+    record's. timezone: the reporting time zone that the day rows in this state are in. refusals: counts up to that record.
     """
 
     state_version: int
@@ -34,6 +35,7 @@ class Cursor(Struct, frozen=True, array_like=True):
     epoch: int
     offset: int
     timezone: str
+    refusals: Refusals = msgspec.field(default_factory=Refusals)
 
 
 class UnreadableState(Explained):

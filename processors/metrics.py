@@ -12,6 +12,10 @@ DUPLICATES = Counter("seatmark_events_duplicate_total", "Events that were repeat
 LATE = Counter("seatmark_events_late_total", "Events too late for the live numbers, per element")
 # Records that could not be applied, by the reason in their dead letter's header.
 DEAD_LETTERS = Counter("seatmark_events_dead_lettered_total", "Records sent to the dead-letter topic", ["reason"])
+# How much of the dead-letter limit a partition has used up. Above 1 the worker stops: be told at a half.
+DEAD_LETTER_LIMIT_USED = Gauge(
+    "seatmark_dead_letter_limit_used_ratio", "Share of the dead-letter limit that a partition has used up", ["partition"]
+)
 # Transitions sent to overdraft-alerts.
 ALERTS = Counter("seatmark_alerts_sent_total", "Transitions sent to overdraft-alerts", ["type"])
 # How many records a chunk has: small when traffic is light, thousands when a backlog is worked off.

@@ -18,21 +18,23 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pyarrow as pa
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ProgrammingError
 
 from processors import metrics
+from processors.health import Check
+from processors.progress import Observation
 from schemas.activity import (
     ACTIVITY_SCHEMA,
     HEADER_FIRST_OFFSET,
@@ -59,6 +61,9 @@ _IDLE_POLL_SECONDS = 10.0
 _METADATA_SECONDS = 0.05
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 10.0
+_ASK_SECONDS = 10.0
+# From when on it is ClickHouse that is waited for, and from when on it is in trouble.
+_WAIT_SECONDS, _SLOW_SECONDS = 2.0, 30.0
 
 # Errors of ClickHouse that another attempt cannot mend: the table is not there or not as this release writes it, or we
 # may not insert. In words: THERE_IS_NO_COLUMN, NOT_FOUND_COLUMN_IN_BLOCK, NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER,
@@ -365,6 +370,10 @@ class Sink:
         self._writer = _Writer(client_factory)
         self._stored: dict[tuple[str, int], int] = {}
         self._partitions: frozenset[int] = frozenset()
+        # Of the partitions that it has now: the offset after the last record stored.
+        self._reached: dict[TopicPartition, int] = {}
+        # How many it has; None while the group has not said.
+        self._assigned: int | None = None
         self._more_stored = asyncio.Condition()
 
     @property
@@ -376,6 +385,18 @@ class Sink:
     def partitions(self) -> frozenset[int]:
         """The source partitions whose raw rows this sink stores; none before it has begun."""
         return self._partitions
+
+    def observe(self) -> Observation:
+        """How this sink stands; for a `processors.progress.Monitor`."""
+        clickhouse, waits = self._writer.observe()
+        if self._assigned is None:
+            checks = {"assigned": Check(False, "waits until the sinks' group hands out partitions"), "clickhouse": clickhouse}
+            return Observation(checks, phase=("the assignment", 0), waits=waits)
+        why = f"{self._assigned} partitions" if self._assigned else "no partitions: other sinks have all of them"
+        checks = {"assigned": Check(True, why), "clickhouse": clickhouse}
+        if len(self._reached) < self._assigned:
+            return Observation(checks, phase=("what is stored already", len(self._reached)), waits=waits)
+        return Observation(checks, next_offsets=dict(self._reached), waits=waits)
 
     async def wait_until_stored(self, ends: Mapping[tuple[str, int], int]) -> None:
         """Wait until everything before these end offsets, per topic and partition, is stored. `run` must be running."""
@@ -401,12 +422,14 @@ class Sink:
             # Some brokers look for new records only when this time is over.
             fetch_max_wait_ms=min(500, max(10, int(self._flush_seconds * 1000))),
         )
+        asking = asyncio.ensure_future(self._writer.keep_asking())
         try:
             await consumer.start()
             if self._alone:
                 await self._assign_all_partitions(consumer, stop)
+                self._on_assignment(len(consumer.assignment()))
             else:
-                consumer.subscribe(list(self._topics))
+                consumer.subscribe(list(self._topics), listener=_Listener(self._on_assignment))
             while not stop.is_set():
                 await self._note_what_was_stored_before(consumer)
                 self._partitions = frozenset(
@@ -418,8 +441,13 @@ class Sink:
                 if unreadable is not None:
                     raise unreadable
         finally:
+            asking.cancel()
             await consumer.stop()
             await self._writer.close()
+
+    def _on_assignment(self, assigned: int | None) -> None:
+        self._reached = {}
+        self._assigned = assigned
 
     async def _assign_all_partitions(self, consumer: AIOKafkaConsumer, stop: asyncio.Event) -> None:
         missing = set(self._topics) - await consumer.topics()
@@ -504,6 +532,7 @@ class Sink:
         try:
             if ours:
                 await consumer.commit(ours)
+                self._reached.update((place, offset) for place, offset in ours.items() if place in self._reached)
         except (CommitFailedError, IllegalStateError) as error:
             logger.warning("offsets are not committed, the records will be stored again: %s", error)
         await self._note_stored(batch.next_offsets)
@@ -511,11 +540,12 @@ class Sink:
     async def _note_what_was_stored_before(self, consumer: AIOKafkaConsumer) -> None:
         """Of partitions that are new to this sink: the committed offset is what earlier ones have stored."""
         for place in consumer.assignment():
-            if (place.topic, place.partition) not in self._stored:
+            if place not in self._reached:
                 committed = await consumer.committed(place)
                 if committed is None:
                     # Nothing is stored of it, nor of what the topic has dropped already.
                     committed = (await consumer.beginning_offsets([place]))[place]
+                self._reached[place] = committed
                 await self._note_stored({place: committed})
 
     async def _note_stored(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -526,17 +556,76 @@ class Sink:
             self._more_stored.notify_all()
 
 
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Tells how many partitions a member of a group has; None while they are being handed out."""
+
+    def __init__(self, on_assignment: Callable[[int | None], None]) -> None:
+        self._on_assignment = on_assignment
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self._on_assignment(None)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        self._on_assignment(len(assigned))
+
+
 class _Writer:
-    """One ClickHouse client in a thread of its own, for its calls block."""
+    """One ClickHouse client in a thread of its own, for its calls block. Knows whether ClickHouse answers."""
 
     def __init__(self, client_factory: Callable[[], Client]) -> None:
         self._client_factory = client_factory
         self._client: Client | None = None
+        self._trouble: str | None = "it was not asked yet"
+        self._calling_since: float | None = None
+        self._inserted_at: float | None = None
+        self._one_at_a_time = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="seatmark-sink")
 
     async def write(self, insert: Insert) -> None:
         """Insert; done once ClickHouse has acknowledged. Raises what the client raises: it is then opened anew."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, insert)
+        await self._call(self._write, insert)
+        self._inserted_at = time.monotonic()
+
+    async def keep_asking(self) -> NoReturn:
+        """Ask ClickHouse now and then whether it is there, for ever: there may be nothing to insert."""
+        while True:
+            try:
+                await self._call(self._ask)
+            except Exception as error:
+                logger.warning("ClickHouse does not answer, the next question is in %.0f s: %s", _ASK_SECONDS, error)
+            await asyncio.sleep(_ASK_SECONDS)
+
+    def observe(self) -> tuple[Check, bool]:
+        """Whether ClickHouse answers, and whether it is waited for."""
+        now = time.monotonic()
+        if self._trouble is not None:
+            return Check(False, f"does not answer: {self._trouble}"), True
+        calling = 0.0 if self._calling_since is None else now - self._calling_since
+        if calling > _SLOW_SECONDS:
+            return Check(False, f"has not answered for {calling:.0f} s"), True
+        last = "no insert yet" if self._inserted_at is None else f"the last insert was {now - self._inserted_at:.0f} s ago"
+        return Check(True, f"answers; {last}"), calling > _WAIT_SECONDS
+
+    async def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        async with self._one_at_a_time:
+            self._calling_since = time.monotonic()
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+                self._trouble = None
+            except Exception as error:
+                self._trouble = f"{type(error).__name__}, the log says more"
+                raise
+            finally:
+                self._calling_since = None
+
+    def _ask(self) -> None:
+        try:
+            if self._client is None:
+                self._client = self._client_factory()
+            self._client.command("SELECT 1")
+        except Exception:
+            self._drop_client()
+            raise
 
     async def close(self) -> None:
         """Close the client and end the thread."""

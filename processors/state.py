@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from processors import metrics
 from processors.codec import STATE_VERSION, Cursor, UnreadableState, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
@@ -27,7 +28,8 @@ class ChangelogRecord(Protocol):
 class PartitionState:
     """The ledger of one source partition, the leases in it, and how far it is applied.
 
-    placed: the entitlements of which it is known that they belong on this partition.
+    placed: the entitlements of which it is known that they belong on this partition. written: up to which offset the state is
+    with the brokers; behind the cursor while a chunk is under way.
     """
 
     def __init__(self, ledger: Ledger, timezone: str, partition: int, partitions: int) -> None:
@@ -36,6 +38,7 @@ class PartitionState:
         self.leases = LeaseWatch(ledger)
         self.cursor = Cursor(STATE_VERSION, "", 0, -1, timezone)
         self.placed: set[str] = set()
+        self.written = -1
         self._partition = partition
         self._partitions = partitions
 
@@ -55,15 +58,19 @@ class PartitionState:
         if self.cursor.incarnation != incarnation:
             cursor = self.cursor
             self.cursor = Cursor(STATE_VERSION, incarnation, cursor.epoch + 1, -1, cursor.timezone)
+            self.written = -1
 
     def advance(self, offset: int) -> None:
         """Note that everything up to this offset is applied."""
         cursor = self.cursor
-        self.cursor = Cursor(STATE_VERSION, cursor.incarnation, cursor.epoch, offset, cursor.timezone)
+        self.cursor = Cursor(STATE_VERSION, cursor.incarnation, cursor.epoch, offset, cursor.timezone, cursor.refusals)
 
 
 class PartitionStates:
-    """The states of all partitions that this worker has; filled by recovery."""
+    """The states of all partitions that this worker has; filled by recovery.
+
+    assigned: it was told once which partitions it has. recovered: their changelogs are read. records_read: of changelogs, ever.
+    """
 
     def __init__(self, calendar: Calendar, late_after_ms: int, incarnation: str, partitions: int) -> None:
         """incarnation, partitions: of the source topic."""
@@ -73,6 +80,9 @@ class PartitionStates:
         self._partitions = partitions
         self._states: dict[int, PartitionState] = {}
         self._failure: Exception | None = None
+        self.assigned = False
+        self.recovered = False
+        self.records_read = 0
 
     def of(self, partition: int) -> PartitionState:
         """The state of one partition, empty if there was none."""
@@ -89,6 +99,8 @@ class PartitionStates:
     def drop(self) -> None:
         """Forget everything: assignment begins anew."""
         self._states = {}
+        self.assigned, self.recovered = True, False
+        metrics.DEAD_LETTER_LIMIT_USED.clear()
         self._failure = None
 
     def restore(self, partition: int, records: Sequence[ChangelogRecord]) -> None:
@@ -101,6 +113,8 @@ class PartitionStates:
                 if cursor is not None:
                     self._check(partition, cursor)
                     state.cursor = cursor
+                    state.written = cursor.offset
+            self.records_read += len(records)
         except (UnreadableState, StateRefused) as error:
             self._failure = self._failure or error
 
@@ -118,6 +132,7 @@ class PartitionStates:
                     f"{HOW_TO_REBUILD}"
                 )
             state.leases.rebuild()
+        self.recovered = True
 
     def resume_offset(self, partition: int, committed: int | None) -> int | None:
         """The source offset to go on with after recovery; None: the topic's first.

@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,8 @@ from seatmark.settings import Settings, SettingsWrong, load_settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from processors.app import WorkerConfig
+    from processors.app import Worker, WorkerConfig
+    from processors.progress import Monitor
     from processors.sink import Sink
     from seatmark.embedded import StackPlan
 
@@ -133,18 +135,51 @@ def worker() -> None:
 
     settings = _start()
 
-    async def run(stop: asyncio.Event) -> None:
-        await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
-        await run_worker(worker_config(settings), stop)
+    async def work(stop: asyncio.Event, monitor: "Monitor") -> None:
+        def made(worker: "Worker") -> None:
+            monitor.observe = worker.observe
 
-    run_until_stopped(run)
+        await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
+        await run_worker(worker_config(settings), stop, made)
+
+    _run_monitored(settings, work)
 
 
 @app.command(rich_help_panel=PARTS)
 def sink() -> None:
     """Store what the worker sends in ClickHouse, and keep it right: restatement and audit run here."""
     settings = _start()
-    run_until_stopped(lambda stop: _together(sink_parts(settings, make_sink(settings), stop), stop))
+
+    async def store(stop: asyncio.Event, monitor: "Monitor") -> None:
+        sink = make_sink(settings)
+        monitor.observe = sink.observe
+        await _together(sink_parts(settings, sink, stop), stop)
+
+    _run_monitored(settings, store)
+
+
+def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"], Coroutine[Any, Any, None]]) -> None:
+    """Run a part that says how it is, that waits for the brokers before it begins, and that is ended if it hangs.
+
+    work(stop, monitor): the part; it sets `monitor.observe`.
+    """
+    from processors.health import Health, served, watched
+    from processors.progress import Log, Monitor
+
+    stuck_after = settings.stuck_after / 1000
+    health = Health()
+
+    async def both(stop: asyncio.Event) -> None:
+        monitor = Monitor(health, Log(settings.brokers, read_committed=settings.fencing == "on"), stuck_after)
+
+        async def begin() -> None:
+            if await monitor.brokers_answer(stop):
+                await work(stop, monitor)
+
+        await _together([begin(), monitor.run(stop)], stop)
+
+    with served(health, settings.metrics_port) if settings.metrics_port else nullcontext(), watched(health, stuck_after):
+        run_until_stopped(both)
 
 
 @app.command(rich_help_panel=PARTS)
@@ -152,7 +187,7 @@ def web() -> None:
     """Serve the pages and the API. Make a token with `seatmark tokens make` to get in."""
     from views.web.app import serve
 
-    settings = _start(metrics_port=0)
+    settings = _start()
     web_app = make_web(settings)
     run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
 
@@ -164,7 +199,7 @@ def store() -> None:
     from views.store import chdb_directory
     from views.web.app import serve
 
-    settings = _start(metrics_port=0)
+    settings = _start()
     web_app = make_web(settings)
 
     async def both(stop: asyncio.Event) -> None:
@@ -201,7 +236,7 @@ def prepare() -> None:
     from seatmark.rebuild import prepare_state
     from views.migrate import migrate
 
-    settings = _start(metrics_port=0)
+    settings = _start()
     migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
     with progress() as bar:
         task = bar.add_task("replaying the raw log")
@@ -215,7 +250,7 @@ def migrate_command() -> None:
     """Bring ClickHouse's tables and views up to date. Safe to run again."""
     from views.migrate import migrate
 
-    settings = _start(metrics_port=0)
+    settings = _start()
     migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
     say("the tables are up to date")
 
@@ -225,7 +260,7 @@ def topics() -> None:
     """Create the topics that are missing; check the others against the catalogue (schemas/topics.yaml)."""
     from seatmark.topics import ensure_topics
 
-    settings = _start(metrics_port=0)
+    settings = _start()
     results = asyncio.run(
         ensure_topics(
             settings.brokers,
@@ -238,20 +273,16 @@ def topics() -> None:
         say(f"{result.name}: {'created' if result.created else 'as it should be'}, {result.partitions} partitions")
 
 
-def _start(metrics_port: int | None = None) -> Settings:
+def _start() -> Settings:
     settings = load_settings()
     configure_logging(settings.log_level)
-    port = settings.metrics_port if metrics_port is None else metrics_port
-    if port:
-        from prometheus_client import start_http_server
-
-        start_http_server(port)
     return settings
 
 
 def worker_config(settings: Settings) -> "WorkerConfig":
     """What the worker needs of the settings."""
     from processors.app import WorkerConfig
+    from processors.refusals import RefusalLimit
 
     return WorkerConfig(
         brokers=settings.brokers,
@@ -264,6 +295,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         lease_grace_ms=settings.lease_grace,
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
+        dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
     )
 
 

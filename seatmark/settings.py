@@ -93,13 +93,30 @@ class Settings(BaseSettings):
         "release", description="what becomes of a hold whose lease ran out: `release` or `keep`; terms may say otherwise"
     )
     lease_grace: Duration = Field(60_000, description="a lease has run out this long after its end")
+    dead_letter_percent: int = Field(
+        50,
+        ge=1,
+        le=100,
+        description="a worker stops when a larger share of a partition's records, and more than 100, is refused; 100: never",
+    )
+    dead_letter_count: int = Field(
+        10_000, ge=0, description="a worker stops when more of a partition's records are refused; 0: never"
+    )
+    dead_letter_window: Duration = Field(
+        3_600_000, description="both count in the running one of these spans and the one before; `0s`: a worker never stops"
+    )
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
     auth: Literal["on", "off"] = Field(
         "on", description="`on`: the web asks for a token (`seatmark tokens make`); `off`: only with a web host of this machine"
     )
     token: SecretStr = Field(SecretStr(""), description="the token with which the command line asks the web")
-    metrics_port: int = Field(0, ge=0, le=65535, description="port on which worker and sink serve Prometheus metrics; 0: none")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="port on which worker and sink serve `/metrics`, `/livez` and `/readyz`; 0: none"
+    )
+    stuck_after: Duration = Field(
+        120_000, ge=5000, description="a worker or sink that does not get on for this long, for no reason outside, ends itself"
+    )
     session_timeout: Duration = Field(10_000, description="a worker or sink not heard of for this long loses its partitions")
     rebalance_timeout: Duration = Field(60_000, description="how long workers may take to join when partitions move")
     flush_interval: Duration = Field(1000, description="the sink inserts at least this often")
@@ -136,6 +153,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             name = str(problem["loc"][0])
             shown = "" if name in _SECRETS else f" (it is {values.get(name)!r})"
             problems.append(f"{PREFIX}{name.upper()}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    if not problems and settings.stuck_after <= settings.rebalance_timeout:
+        problems.append(
+            "SEATMARK_STUCK_AFTER must be longer than SEATMARK_REBALANCE_TIMEOUT, for which workers wait for each other "
+            f"(they are {settings.stuck_after} ms and {settings.rebalance_timeout} ms)"
+        )
     if problems:
         raise SettingsWrong("\n".join(problems))
     return settings

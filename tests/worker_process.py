@@ -23,11 +23,14 @@ def settings_of(bootstrap: str, prefix: str, partitions: int) -> dict[str, str]:
 class WorkerProcess:
     """`seatmark worker`, or another part, running."""
 
-    def __init__(self, settings: Mapping[str, str], log: Path, part: str = "worker", *options: str) -> None:
+    def __init__(
+        self, settings: Mapping[str, str], log: Path, part: str = "worker", *options: str, module: str = "seatmark"
+    ) -> None:
+        """module: what runs the command line."""
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "seatmark", part, *options],
+                [sys.executable, "-m", module, part, *options],
                 env={**os.environ, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -61,9 +64,11 @@ def running_worker(settings: Mapping[str, str], log: Path) -> Iterator[WorkerPro
 
 
 @contextmanager
-def running(part: str, settings: Mapping[str, str], log: Path, *options: str) -> Iterator[WorkerProcess]:
+def running(
+    part: str, settings: Mapping[str, str], log: Path, *options: str, module: str = "seatmark"
+) -> Iterator[WorkerProcess]:
     """A part, or another command, that is gone at the end, whatever happens."""
-    process = WorkerProcess(settings, log, part, *options)
+    process = WorkerProcess(settings, log, part, *options, module=module)
     try:
         yield process
     finally:

@@ -211,6 +211,19 @@ class KafkaCluster:
             node.process.wait()
             node.process = None
 
+    def freeze(self, broker: int) -> None:
+        """Stop one broker where it is (SIGSTOP): its connections stay open, and it answers nothing until `thaw`."""
+        self._signal(broker, signal.SIGSTOP)
+
+    def thaw(self, broker: int) -> None:
+        """Let a frozen broker go on."""
+        self._signal(broker, signal.SIGCONT)
+
+    def _signal(self, broker: int, number: signal.Signals) -> None:
+        process = self._nodes[broker].process
+        if process is not None:
+            process.send_signal(number)
+
     def restart(self, broker: int) -> None:
         """Start a killed broker again, with its data, and return once all running brokers know of each other.
 

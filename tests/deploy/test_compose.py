@@ -185,10 +185,10 @@ def test_what_it_waits_for_is_healthy_or_has_done_its_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["worker", "sink"])
-def test_the_check_asks_the_port_where_the_metrics_are(name: str) -> None:
+def test_the_check_asks_the_port_where_the_process_says_whether_it_is_ready(name: str) -> None:
     port = load_settings(environment(name)).metrics_port
     assert port
-    assert f"http://127.0.0.1:{port}/metrics" in SERVICES[name]["healthcheck"]["test"][-1]
+    assert f"http://127.0.0.1:{port}/readyz" in SERVICES[name]["healthcheck"]["test"][-1]
 
 
 def test_the_web_listens_where_its_port_is_published_and_checked() -> None:

@@ -417,8 +417,18 @@ async def test_while_clickhouse_is_away_the_sink_waits_and_commits_nothing(
     async with running(sink):
         await tried.wait()
         assert await deployment.committed(ACTIVITY) is None
+        # It is said, and is no reason to end the process.
+        while (seen := sink.observe()).checks["clickhouse"].ok or not seen.waits:
+            await asyncio.sleep(0.01)
+        assert "StoreUnavailable" in seen.checks["clickhouse"].why
         back.set()
         await stored(sink, deployment.ends)
+        while not (seen := sink.observe()).next_offsets or seen.waits:
+            await asyncio.sleep(0.01)
+        assert seen.checks["clickhouse"].ok
+        assert seen.next_offsets.items() >= {
+            (TopicPartition(topic, partition), end) for (topic, partition), end in deployment.ends.items()
+        }
     assert offsets_of(client, entitlement) == [0, 1, 2]
 
 

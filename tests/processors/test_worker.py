@@ -20,6 +20,7 @@ from processors.batching import ChunkConsumer
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import alert_of
+from processors.refusals import NO_LIMIT
 from schemas.activity import decode_activity
 from schemas.alerts import decode_alert, encode_alert
 from schemas.days import DayRow, decode_day
@@ -277,6 +278,7 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
         brokers=deployment.bootstrap, topic_prefix=deployment.prefix, partitions=PARTITIONS, fencing=False,
         timezone="UTC", late_after_ms=HOUR, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=6000,
         rebalance_timeout_ms=2000,
+        dead_letter_limit=NO_LIMIT,
     )  # fmt: skip
     with pytest.raises(ChunkFailed) as failed:
         await asyncio.wait_for(run_worker(config, asyncio.Event()), 60)

@@ -12,7 +12,7 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from processors.changelog import Fenced, FencedChangelog
-from processors.codec import STATE_VERSION, Cursor, encode_cursor
+from processors.codec import OWNER_KEY, STATE_VERSION, Cursor, encode_cursor
 from processors.incarnation import topic_incarnation
 from schemas.activity import decode_activity
 from schemas.events import format_time
@@ -58,10 +58,14 @@ async def make_anew(deployment: Deployment, topic: str) -> None:
 
 
 async def everything(deployment: Deployment) -> dict[str, list[tuple[int, int, bytes | None]]]:
-    """What the worker has written so far, by topic."""
+    """What workers have written so far, by topic; not that they own a partition now, which each one notes at its start."""
     topics = deployment.topics
     return {
-        topic: sorted((record.partition, record.offset, record.value) for record in await deployment.read(topic))
+        topic: sorted(
+            (record.partition, record.offset, record.value)
+            for record in await deployment.read(topic)
+            if topic != topics.changelog or record.key != OWNER_KEY
+        )
         for topic in (topics.activity, topics.days, topics.alerts, topics.dead_letters, topics.changelog)
     }
 
@@ -171,7 +175,7 @@ async def test_a_changelog_that_is_made_anew_ends_a_running_worker_and_is_refuse
     told = on_kafka.log.read_text()
     assert "has no state, although its events were applied up to offset" in told
     assert "the changelog was emptied, or made anew. Stop all workers" in told
-    assert await on_kafka.read(on_kafka.topics.changelog) == []
+    assert (await everything(on_kafka))[on_kafka.topics.changelog] == []
 
 
 @pytest.mark.kafka
@@ -274,3 +278,38 @@ async def test_brokers_without_transactions_are_refused_until_fencing_is_off(tan
     with running_worker(settings, deployment.log) as worker:
         assert worker.wait(60) == 1
     assert "Set SEATMARK_FENCING=off only where a single worker runs" in deployment.log.read_text()
+
+
+@pytest.mark.kafka
+async def test_a_worker_stops_when_too_much_is_refused_and_stays_stopped_until_the_limit_is_another(
+    on_kafka: Deployment,
+) -> None:
+    """However often it is started: the dead-letter topic gets no more than the limit. Then nothing is lost, nothing double."""
+    start = now_ms() - 600 * 40_000
+    await on_kafka.send(some_events(200, start=start))
+    good = {partition: list(sent) for partition, sent in on_kafka.sent.items()}
+    await on_kafka.send([(FOOBAR, b"{") for _ in range(50)])
+    [(bad_partition, bad)] = [(p, sent[len(good[p]) :]) for p, sent in on_kafka.sent.items() if len(sent) > len(good[p])]
+    await on_kafka.send(some_events(200, first=200, start=start))
+    limited = {**on_kafka.settings, "SEATMARK_DEAD_LETTER_COUNT": "20"}
+    crossing = bad[20][0]
+    for _ in range(2):
+        on_kafka.log.write_text("")
+        with running_worker(limited, on_kafka.log) as worker:
+            assert worker.wait(60) == 1
+        told = on_kafka.log.read_text()
+        assert f"seatmark: {on_kafka.topics.events}[{bad_partition}]: 21 of the {crossing + 1} records that came since" in told
+        assert f"more than SEATMARK_DEAD_LETTER_COUNT=20 allows: not_json 21 times (last at offset {crossing})" in told
+        assert len(await on_kafka.read(on_kafka.topics.dead_letters)) <= 20
+    with running_worker({**limited, "SEATMARK_DEAD_LETTER_WINDOW": "0s"}, on_kafka.log) as worker:
+        await on_kafka.applied()
+        assert worker.stop() == 0
+    dead = [int(dict(record.headers)["seatmark-source-offset"]) for record in await on_kafka.read(on_kafka.topics.dead_letters)]
+    assert dead == [offset for offset, _, _ in bad]
+    on_kafka.sent[bad_partition] = [sent for sent in on_kafka.sent[bad_partition] if sent[2] != b"{"]
+    await assert_outputs(on_kafka, on_kafka.expected())
+    # And with the limit on again, what passed is forgotten.
+    await on_kafka.send([(FOOBAR, b"{") for _ in range(20)])
+    with running_worker(limited, on_kafka.log) as worker:
+        await on_kafka.applied()
+        assert worker.stop() == 0

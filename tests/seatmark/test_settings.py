@@ -59,6 +59,12 @@ def test_all_problems_are_told_at_once() -> None:
     assert {"SEATMARK_WEB_PORT", "SEATMARK_TIMEZONE"} <= set(re.findall(r"SEATMARK_\w+", str(refused.value)))
 
 
+def test_a_worker_must_not_be_taken_for_stuck_while_it_waits_for_others() -> None:
+    with pytest.raises(SettingsWrong, match="SEATMARK_STUCK_AFTER must be longer than SEATMARK_REBALANCE_TIMEOUT"):
+        load_settings({"SEATMARK_STUCK_AFTER": "60s"})
+    assert load_settings({"SEATMARK_STUCK_AFTER": "61s"}).stuck_after == 61_000
+
+
 def test_the_dsn_is_a_secret() -> None:
     settings = load_settings({"SEATMARK_CLICKHOUSE_DSN": "http://seatmark:hunter2@db:8123/x"})
     assert "hunter2" not in repr(settings)

@@ -1,0 +1,232 @@
+"""Whether a worker or a sink gets on: looks every two seconds, says what it finds, and ends the process that stands still.
+
+What is no standing still: a topic without new events; brokers or a ClickHouse that are away, because starting again would not
+bring them back; a recovery that goes on, however long it takes.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from processors.health import Check, Health, end_process
+
+logger = logging.getLogger(__name__)
+
+_TURN_SECONDS = 0.5
+_LOOK_SECONDS = 2.0
+# Brokers that take longer to answer do not.
+_ANSWER_SECONDS = 5.0
+_FETCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How a process stands, as far as it knows by itself.
+
+    checks: its own, by name. phase: what must be over before any record is done, such as a recovery, and a number that changes
+    while it goes on; None once it is over. next_offsets: per partition that it has, the offset after the last record done.
+    waits: it waits for something else than brokers, and would after a new start as well.
+    """
+
+    checks: Mapping[str, Check]
+    phase: tuple[str, int] | None = None
+    next_offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
+    waits: bool = False
+
+
+class Standstill:
+    """For how long each of several things has stood where it stands."""
+
+    def __init__(self) -> None:
+        self._since: dict[Hashable, tuple[Hashable, float]] = {}
+
+    def note(self, now: float, marks: Mapping[Hashable, Hashable]) -> tuple[Hashable, float] | None:
+        """Note where each thing stands now; which has stood longest, and for how many seconds. None: there are no things.
+
+        A thing that is not among the marks has nothing to do: when it is again, it begins anew.
+        """
+        known = self._since
+        self._since = {
+            thing: known[thing] if thing in known and known[thing][0] == mark else (mark, now) for thing, mark in marks.items()
+        }
+        if not marks:
+            return None
+        thing, (_, since) = min(self._since.items(), key=lambda item: item[1][1])
+        return thing, now - since
+
+
+class Log:
+    """Asks the brokers how far topics go, over connections that stay open while they answer."""
+
+    def __init__(self, brokers: str, *, read_committed: bool) -> None:
+        """brokers: host:port, comma separated. read_committed: as for those whose progress this is about."""
+        self._brokers = brokers
+        self._isolation_level = "read_committed" if read_committed else "read_uncommitted"
+        self._consumer: AIOKafkaConsumer | None = None
+        self._asked: dict[TopicPartition, int] = {}
+        # Where nothing follows although the end is farther: markers of transactions have offsets too.
+        self._empty: dict[TopicPartition, tuple[int, int]] = {}
+
+    async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """By partition, how many offsets lie between these, or the first that there is, and the end; without those at the end.
+
+        Where there are only markers of transactions, it takes a second question to know.
+        Raises TimeoutError, and whatever the client raises: the brokers do not answer.
+        """
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            consumer = await self._connected()
+            if not next_offsets:
+                await consumer.topics()
+                return {}
+            asked, self._asked = self._asked, dict(next_offsets)
+            places = list(next_offsets)
+            ends, begins = await asyncio.gather(consumer.end_offsets(places), consumer.beginning_offsets(places))
+            behind = {}
+            for place, offset in next_offsets.items():
+                first = max(offset, begins[place])
+                # Only where nothing was done since the last question: a backlog need not be read to know of it.
+                stands = asked.get(place) == offset
+                if first < ends[place] and not (stands and await self._nothing_follows(consumer, place, first, ends[place])):
+                    behind[place] = ends[place] - first
+            return behind
+
+    async def close(self) -> None:
+        """Close the connections; `behind` opens them again."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            # One that never got to its brokers may say so once more.
+            with suppress(Exception):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await consumer.stop()
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._brokers,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level=self._isolation_level,
+                fetch_max_wait_ms=int(_FETCH_SECONDS * 1000),
+                max_partition_fetch_bytes=1,
+            )
+            self._consumer = consumer
+            await consumer.start()
+        return self._consumer
+
+    async def _nothing_follows(self, consumer: AIOKafkaConsumer, place: TopicPartition, first: int, end: int) -> bool:
+        """Whether there is no record at or after this offset. Asked once for each end of the log."""
+        if self._empty.get(place) == (first, end):
+            return True
+        consumer.assign([place])
+        consumer.seek(place, first)
+        while await consumer.position(place) < end:
+            if await consumer.getmany(timeout_ms=int(_FETCH_SECONDS * 1000), max_records=1):
+                return False
+        self._empty[place] = (first, end)
+        return True
+
+
+class Monitor:
+    """Puts together what a process says of itself, and ends it when it stands still.
+
+    observe: says how the process stands; to be set once there is something that can say so. It must not block.
+    """
+
+    def __init__(
+        self,
+        health: Health,
+        log: Log,
+        stuck_after: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        end: Callable[[str, Iterable["asyncio.Task[Any]"]], object] = end_process,
+    ) -> None:
+        """stuck_after: seconds. clock, end: what tests replace."""
+        self.observe: Callable[[], Observation] = lambda: Observation({"started": Check(False, "waits for the brokers")})
+        self._health = health
+        self._log = log
+        self._stuck_after = stuck_after
+        self._clock = clock
+        self._end = end
+        self._standstill = Standstill()
+        self._answered = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until `stop` is set."""
+        parts = [asyncio.ensure_future(part) for part in (self._turn(), self._keep_looking(), stop.wait())]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+            await self._log.close()
+
+    async def brokers_answer(self, stop: asyncio.Event) -> bool:
+        """Wait until the brokers have answered once. False: `stop` was set before. `run` must be running."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._answered, stop)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for one in waiting:
+            one.cancel()
+        return not stop.is_set()
+
+    async def _turn(self) -> NoReturn:
+        while True:
+            self._health.turned()
+            await asyncio.sleep(_TURN_SECONDS)
+
+    async def _keep_looking(self) -> NoReturn:
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Look once."""
+        seen = self.observe()
+        try:
+            behind = await self._log.behind(seen.next_offsets)
+        except Exception as error:
+            # Whatever a client calls it. What could not be asked may be why nothing goes on.
+            await self._log.close()
+            self._standstill.note(self._clock(), {})
+            why = f"do not answer ({type(error).__name__}); SEATMARK_BROKERS says where they are"
+            self._say({**seen.checks, "brokers": Check(False, why)})
+            return
+        self._answered.set()
+        self._say({**seen.checks, "brokers": Check(True, "answer"), "progressing": self._progress(seen, behind)})
+
+    def _progress(self, seen: Observation, behind: Mapping[TopicPartition, int]) -> Check:
+        marks: dict[Hashable, Hashable] = {place: seen.next_offsets[place] for place in behind}
+        if seen.phase is not None:
+            marks = {seen.phase[0]: seen.phase[1]}
+        if seen.waits:
+            marks = {}
+        standing = self._standstill.note(self._clock(), marks)
+        lag = sum(behind.values())
+        if standing is None:
+            return Check(True, f"waits, with {lag} records to do" if lag else "nothing to do")
+        thing, seconds = standing
+        if isinstance(thing, TopicPartition):
+            what = f"{lag} records to do; the last of {thing.topic}[{thing.partition}] was done at least {seconds:.0f} s ago"
+        else:
+            what = f"{thing}: {marks[thing]} records so far, the last at least {seconds:.0f} s ago"
+        if seconds > self._stuck_after:
+            self._end(
+                f"nothing goes on for longer than SEATMARK_STUCK_AFTER, and the brokers answer: {what}", asyncio.all_tasks()
+            )
+        return Check(seconds <= self._stuck_after / 2, what)
+
+    def _say(self, checks: Mapping[str, Check]) -> None:
+        before, self._health.checks = self._health.checks, checks
+        for name, check in checks.items():
+            was_ok = before[name].ok if name in before else True
+            if check.ok != was_ok:
+                logger.log(logging.INFO if check.ok else logging.WARNING, "%s: %s", name, check.why)

@@ -1,0 +1,280 @@
+"""When a process stands still, and when it only has nothing to do: by hand, and the questions to real brokers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import RecordsToDelete
+
+from processors.health import Check, Health
+from processors.progress import Log, Monitor, Observation, Standstill
+from seatmark.tansu import Tansu
+from tests.brokers import admin_client, create_topic
+
+FIRST, SECOND = TopicPartition("events", 0), TopicPartition("events", 1)
+STUCK_AFTER = 100.0
+
+
+def test_what_stands_longest_is_what_moved_first() -> None:
+    standstill = Standstill()
+    assert standstill.note(0, {}) is None
+    assert standstill.note(10, {"a": 1, "b": 1}) == ("a", 0)
+    assert standstill.note(13, {"a": 2, "b": 1}) == ("b", 3)
+    assert standstill.note(20, {"a": 2, "b": 1}) == ("b", 10)
+    assert standstill.note(21, {"a": 2, "b": 2}) == ("a", 8)
+    # With nothing to do it does not stand, and begins anew afterwards.
+    assert standstill.note(30, {"b": 2}) == ("b", 9)
+    assert standstill.note(31, {"a": 2, "b": 3}) == ("a", 0)
+    assert standstill.note(90, {}) is None
+    assert standstill.note(91, {"a": 2}) == ("a", 0)
+
+
+class ToldLog:
+    """What the brokers say, as the test tells them to."""
+
+    def __init__(self) -> None:
+        self.ends: dict[TopicPartition, int] = {}
+        self.away = False
+        self.closed = 0
+
+    async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        if self.away:
+            raise TimeoutError
+        return {place: end - next_offsets[place] for place, end in self.ends.items() if end > next_offsets.get(place, end)}
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class Watched:
+    """A process under a monitor, and a clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log = ToldLog()
+        self.health = Health()
+        self.ended: list[str] = []
+        self.monitor = Monitor(self.health, self.log, STUCK_AFTER, clock=lambda: self.now, end=self._end)  # type: ignore[arg-type]
+        self.says(Observation({"assigned": Check(True, "partitions [0, 1]")}, next_offsets={FIRST: 0, SECOND: 0}))
+
+    def _end(self, why: str, tasks: Iterable[Any]) -> None:
+        assert list(tasks)
+        self.ended.append(why)
+
+    def says(self, observation: Observation) -> None:
+        self.monitor.observe = lambda: observation
+
+    def at(self, first: int, second: int = 0, **more: Any) -> None:
+        self.says(
+            Observation({"assigned": Check(True, "partitions [0, 1]")}, next_offsets={FIRST: first, SECOND: second}, **more)
+        )
+
+    async def later(self, seconds: float) -> Mapping[str, Check]:
+        self.now += seconds
+        await self.monitor.look()
+        return self.health.checks
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+async def test_a_topic_without_new_events_is_healthy_for_ever(watched: Watched) -> None:
+    watched.log.ends = {FIRST: 5}
+    watched.at(5)
+    for _ in range(5):
+        assert (await watched.later(STUCK_AFTER)) == {
+            "assigned": Check(True, "partitions [0, 1]"),
+            "brokers": Check(True, "answer"),
+            "progressing": Check(True, "nothing to do"),
+        }
+    assert watched.ended == []
+
+
+async def test_a_backlog_that_shrinks_is_healthy(watched: Watched) -> None:
+    watched.log.ends = {FIRST: 1000}
+    for done in range(0, 1000, 100):
+        watched.at(done)
+        assert (await watched.later(60))["progressing"].ok
+    assert watched.ended == []
+
+
+async def test_lag_without_progress_is_not_ready_at_half_the_limit_and_ends_the_process_after_it(watched: Watched) -> None:
+    watched.log.ends = {FIRST: 1000, SECOND: 20}
+    watched.at(100, 20)
+    told = (await watched.later(0))["progressing"]
+    assert told == Check(True, "900 records to do; the last of events[0] was done at least 0 s ago")
+    assert (await watched.later(50))["progressing"].ok
+    told = (await watched.later(1))["progressing"]
+    assert told == Check(False, "900 records to do; the last of events[0] was done at least 51 s ago")
+    await watched.later(49)
+    assert watched.ended == []
+    await watched.later(1)
+    assert watched.ended == [
+        "nothing goes on for longer than SEATMARK_STUCK_AFTER, and the brokers answer: 900 records to do; the last of "
+        "events[0] was done at least 101 s ago"
+    ]
+
+
+async def test_one_partition_that_stands_is_seen_beside_another_that_moves(watched: Watched) -> None:
+    watched.log.ends = {FIRST: 1000, SECOND: 1000}
+    for number in range(4):
+        watched.at(number, 7)
+        await watched.later(40)
+    assert len(watched.ended) == 1
+    assert "events[1]" in watched.ended[0]
+
+
+async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: Watched) -> None:
+    watched.log.ends = {FIRST: 1000}
+    await watched.later(0)
+    await watched.later(90)
+    watched.log.away = True
+    checks = await watched.later(90)
+    assert checks == {
+        "assigned": Check(True, "partitions [0, 1]"),
+        "brokers": Check(False, "do not answer (TimeoutError); SEATMARK_BROKERS says where they are"),
+    }
+    # The next question goes over connections that are made anew.
+    assert watched.log.closed == 1
+    await watched.later(10 * STUCK_AFTER)
+    # When they are back it has the whole time to go on.
+    watched.log.away = False
+    assert (await watched.later(90))["progressing"].ok
+    await watched.later(99)
+    assert watched.ended == []
+    await watched.later(2)
+    assert len(watched.ended) == 1
+
+
+async def test_waiting_for_something_else_never_ends_it(watched: Watched) -> None:
+    """As a sink does for ClickHouse."""
+    watched.log.ends = {FIRST: 1000}
+    watched.at(3, waits=True)
+    for _ in range(5):
+        assert (await watched.later(90))["progressing"] == Check(True, "waits, with 997 records to do")
+    watched.at(3)
+    await watched.later(90)
+    await watched.later(90)
+    assert watched.ended == []
+
+
+async def test_a_recovery_that_goes_on_is_left_alone_and_one_that_stands_is_ended(watched: Watched) -> None:
+    for read in range(10):
+        watched.says(Observation({"recovered": Check(False, "reads")}, phase=("recovery", read)))
+        checks = await watched.later(90)
+        assert (checks["recovered"].ok, checks["progressing"].ok) == (False, True)
+    assert watched.ended == []
+    await watched.later(90)
+    await watched.later(90)
+    assert watched.ended == [
+        "nothing goes on for longer than SEATMARK_STUCK_AFTER, and the brokers answer: recovery: 9 records so far, the last at "
+        "least 180 s ago"
+    ]
+
+
+async def test_it_begins_once_the_brokers_have_answered(watched: Watched) -> None:
+    stop = asyncio.Event()
+    watched.log.away = True
+    await watched.later(0)
+    beginning = asyncio.ensure_future(watched.monitor.brokers_answer(stop))
+    await asyncio.sleep(0)
+    assert not beginning.done()
+    watched.log.away = False
+    await watched.later(0)
+    assert await beginning is True
+    stop.set()
+    assert await watched.monitor.brokers_answer(stop) is False
+
+
+async def test_it_says_that_the_loop_turns_until_it_is_stopped(watched: Watched) -> None:
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(watched.monitor.run(stop))
+    while watched.health.turns < 2 or "progressing" not in watched.health.checks:
+        await asyncio.sleep(0.01)
+    stop.set()
+    await running
+    assert watched.log.closed == 1
+
+
+# --- What brokers say
+
+
+@asynccontextmanager
+async def asked(broker: Any) -> AsyncIterator[Log]:
+    log = Log(broker.bootstrap, read_committed=not isinstance(broker, Tansu))
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def says(log: Log, next_offsets: Mapping[TopicPartition, int], behind: Mapping[TopicPartition, int]) -> None:
+    """Wait until it does: the markers of a transaction follow its commit."""
+    async with asyncio.timeout(60):
+        while await log.behind(next_offsets) != behind:
+            await asyncio.sleep(0.01)
+
+
+async def test_how_far_behind(broker: Any) -> None:
+    topic = await create_topic(broker.bootstrap, "behind", partitions=2)
+    first, second = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    async with asked(broker) as log:
+        assert await log.behind({}) == {}
+        assert await log.behind({first: 0, second: 0}) == {}
+        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap, acks="all") as producer:
+            for _ in range(3):
+                await producer.send_and_wait(topic, b"x", partition=0)
+        assert await log.behind({first: 0, second: 0}) == {first: 3}
+        assert await log.behind({first: 2, second: 0}) == {first: 1}
+        assert await log.behind({first: 3, second: 0}) == {}
+
+
+@pytest.mark.kafka
+async def test_a_transactions_marker_is_nothing_to_do(kafka: Any) -> None:
+    """It takes an offset that no reader ever passes; and an open transaction's records are not there yet."""
+    topic = await create_topic(kafka.bootstrap, "marker")
+    place = TopicPartition(topic, 0)
+    async with asked(kafka) as log:
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic)
+        async with producer:
+            async with producer.transaction():
+                await producer.send_and_wait(topic, b"x", partition=0)
+                assert await log.behind({place: 0}) == {}
+            await says(log, {place: 0}, {place: 2})
+            await says(log, {place: 1}, {})
+            # Also when asked again, and again when there is something new.
+            assert await log.behind({place: 1}) == {}
+            async with producer.transaction():
+                await producer.send_and_wait(topic, b"y", partition=0)
+            await says(log, {place: 1}, {place: 3})
+
+
+@pytest.mark.kafka
+async def test_records_that_were_deleted_are_nothing_to_do(kafka: Any) -> None:
+    """A sink that was away for longer than the topic keeps records must not be ended for them."""
+    topic = await create_topic(kafka.bootstrap, "deleted")
+    place = TopicPartition(topic, 0)
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all") as producer:
+        for _ in range(5):
+            await producer.send_and_wait(topic, b"x", partition=0)
+    async with admin_client(kafka.bootstrap) as admin:
+        await admin.delete_records({place: RecordsToDelete(before_offset=4)})
+    async with asked(kafka) as log:
+        assert await log.behind({place: 1}) == {place: 1}
+        async with admin_client(kafka.bootstrap) as admin:
+            await admin.delete_records({place: RecordsToDelete(before_offset=5)})
+        assert await log.behind({place: 1}) == {}
+
+
+async def test_nobody_there() -> None:
+    log = Log("127.0.0.1:1", read_committed=False)
+    with pytest.raises(Exception, match="Unable to bootstrap"):
+        await log.behind({})
+    await log.close()
