@@ -41,8 +41,7 @@ async def worker(brokers: str, partitions: int, events: int, *, fencing: bool = 
     config = WorkerConfig(
         brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, fencing=fencing, timezone="UTC",
         late_after_ms=LATE_AFTER_MS, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=10_000,
-        rebalance_timeout_ms=10_000,
-        dead_letter_limit=RefusalLimit(count=10_000, percent=50, window_ms=3_600_000),
+        rebalance_timeout_ms=10_000, dead_letter_limit=RefusalLimit(count=10_000, percent=50, window_ms=3_600_000),
     )  # fmt: skip
     running = await create_worker(config)
     await running.app.start()

@@ -29,6 +29,7 @@ from processors.domain.element import Element, Head
 from processors.domain.holds import Hold
 from processors.incarnation import topic_incarnation
 from processors.partitions import partition_of
+from processors.refusals import NO_LIMIT
 from schemas.events import LEASES_SOURCE, parse_time
 from seatmark.topics import ensure_topics
 
@@ -85,7 +86,7 @@ async def worker(brokers: str, leases: int) -> dict[str, Any]:
     running = await create_worker(WorkerConfig(
         brokers=brokers, topic_prefix=TOPICS.prefix, partitions=PARTITIONS, fencing=True, timezone="UTC",
         late_after_ms=3_600_000, lease_policy="release", lease_grace_ms=_GRACE_MS, session_timeout_ms=10_000,
-        rebalance_timeout_ms=10_000,
+        rebalance_timeout_ms=10_000, dead_letter_limit=NO_LIMIT,
     ))  # fmt: skip
     table, begun, done = running.table, asyncio.Event(), asyncio.Event()
     times: dict[str, float] = {}
