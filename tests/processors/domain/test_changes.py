@@ -117,6 +117,9 @@ def test_an_id_is_found_though_the_end_of_one_and_the_beginning_of_another_look_
     assert contains(b"12345678" + b"xxxx1234" + b"5678xxxx", b"12345678")
     assert contains(b"xxxx1234" + b"5678xxxx" + b"12345678", b"12345678")
     assert not contains(b"xxxx1234" + b"5678xxxx", b"12345678")
+    # Between two places that only look like it, and right after one.
+    assert contains(b"xxxx1234" + b"5678xxxx" + b"12345678" + b"xxxx1234" + b"5678xxxx", b"12345678")
+    assert contains(b"x1111111" + b"11111111", b"11111111")
 
 
 def block(number: int) -> IdBlock:

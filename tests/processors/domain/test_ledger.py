@@ -461,6 +461,7 @@ def test_a_pool_snapshot_makes_older_events_of_seats_that_it_does_not_name_late(
     [
         (10, None, None, 10),
         (10, "none", None, 10),
+        (10, "none", 50, 10),  # its value means nothing
         (10, "absolute", 2, 12),
         (10, "absolute", 0, 10),
         (0, "absolute", 3, 3),
