@@ -109,6 +109,14 @@ def test_a_use_within_the_hour_is_remembered_beside_corrections(fold: Fold) -> N
 # --- Ids
 
 
+def test_full_blocks_of_ids_are_numbered_as_they_filled_and_told_as_gone_when_they_are_old(fold: Fold) -> None:
+    """A recovered worker finds their order in the numbers. The last full block stays; one from two hours ago does not."""
+    fold.apply(*(used("10:00") for _ in range(2 * BLOCK_IDS)))
+    assert [(number, known is None) for _, number, known in fold.take().blocks] == [(0, False), (1, False)]
+    fold.apply(*(used("12:00") for _ in range(BLOCK_IDS)))
+    assert sorted((number, known is None) for _, number, known in fold.take().blocks) == [(0, True), (1, True), (2, False)]
+
+
 def test_a_run_of_ids_is_cut_into_its_ids() -> None:
     assert ids_of(b"11111111" + b"22222222") == [b"11111111", b"22222222"]
 

@@ -701,6 +701,8 @@ def test_an_episode_with_changed_terms_inside(fold: Fold) -> None:
 
 def test_a_second_episode_knows_nothing_of_the_first(fold: Fold) -> None:
     fold.apply(limited("10:00", 1, element="count"), counted(9, "10:01"), counted(0, "10:02"))
+    head = fold.head("count")
+    assert (head.entered_at, head.peak, head.peak_overage) == (None, 0, 0)
     made = fold.transitions(counted(2, "10:03"), counted(1, "10:05"))
     assert [(t.entered_at, t.duration_ms, t.peak, t.peak_overage) for t in made] == [
         (None, None, None, None),
