@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench kafka clean
+.PHONY: demo test check mutate bench kafka clean
 
 demo: .venv/installed  ## 30 days of a made-up vendor through the whole stack on this machine
 	@$(BIN)/seatmark demo
@@ -17,6 +17,10 @@ check: .venv/installed  ## formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutate: .venv/mutate  ## changes the fold in every small way and says which changes no test notices (docs/testing.md): an hour
+	@$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/mutmut results
+
 bench: .venv/installed  ## events per second beside a bare client loop and an idiomatic Faust agent; prints JSON
 	@$(BIN)/python -m benchmarks.throughput
 
@@ -24,7 +28,7 @@ kafka: .venv/installed  ## a real Apache Kafka in the foreground
 	@deploy/kafka/start
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .cache mutants
 
 # constraints.txt pins every version, so that an install next year is this one.
 .venv/installed: pyproject.toml constraints.txt
@@ -32,4 +36,8 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Seatmark needs Python 3.11 or newer; set PYTHON to one")'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@touch $@
+
+.venv/mutate: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev,mutate]'
 	@touch $@

@@ -7,7 +7,7 @@ may say something that is no longer true. So a correction never makes a right le
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from processors.domain.element import Element
+from processors.domain.element import NEVER, Element
 from processors.domain.holds import Hold
 from processors.domain.overdraft import Terms, terms_of
 from schemas.corrections import HOLDS_PER_PART
@@ -34,7 +34,7 @@ def correct(element: Element, correction: Correction, position: int) -> Correcte
     """
     head, basis = element.head, correction.basis
     done = Corrected()
-    if head.clock < 0 or (basis < head.correctable_from and basis != head.correction_basis):
+    if head.clock == NEVER or (basis < head.correctable_from and basis != head.correction_basis):
         # It was computed before something that it cannot know of: the next one will.
         done.skipped = True
         return done

@@ -64,9 +64,8 @@ def _checked_out(element: Element, hold: Hold | None, event: Event, identity: by
 
 def _given_back(element: Element, hold: Hold | None, event: Event, identity: bytes, position: int) -> bool:
     _day(element).deactivations += 1
-    held = hold.quantity if hold is not None else 0
     # Without a quantity (as always with seats) all of it goes back; a hold never goes below 0.
-    left = 0 if event.quantity is None else max(0, held - event.quantity)
+    left = 0 if hold is None or event.quantity is None else max(0, hold.quantity - event.quantity)
     lease_end = hold.lease_end if hold is not None and left else None
     _set_hold(element, hold, _seat(event), left, lease_end, event, identity, position)
     return True

@@ -123,7 +123,8 @@ class Ledger:
         if event.terms is not None:
             outcomes = [self.apply_to(name, event, position) for name in event.terms]
             return [outcome for outcome in outcomes if outcome is not None]
-        outcome = self.apply_to(event.element or "", event, position)
+        assert event.element is not None
+        outcome = self.apply_to(event.element, event, position)
         return [] if outcome is None else [outcome]
 
     def apply_to(self, name: str, event: Event, position: int) -> Outcome | None:
@@ -256,10 +257,10 @@ class Ledger:
         head.disordered_position = position
         if not head.unsettled_since:
             head.unsettled_since = position
-        today = self._calendar.day_of(head.clock)
+        today = head.day
+        assert today is not None
+        today.marked = True
         head.marked_until = today.end
-        if head.day is not None and head.day.start == today.start:
-            head.day.marked = True
         self._mark(head, self._calendar.day_of(time).day, today.day, position)
 
     def _mark_day(self, element: Element, day: Day, position: int) -> None:

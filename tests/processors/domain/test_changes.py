@@ -109,6 +109,14 @@ def test_a_use_within_the_hour_is_remembered_beside_corrections(fold: Fold) -> N
 # --- Ids
 
 
+def test_full_blocks_of_ids_are_numbered_as_they_filled_and_told_as_gone_when_they_are_old(fold: Fold) -> None:
+    """A recovered worker finds their order in the numbers. The last full block stays; one from two hours ago does not."""
+    fold.apply(*(used("10:00") for _ in range(2 * BLOCK_IDS)))
+    assert [(number, known is None) for _, number, known in fold.take().blocks] == [(0, False), (1, False)]
+    fold.apply(*(used("12:00") for _ in range(BLOCK_IDS)))
+    assert sorted((number, known is None) for _, number, known in fold.take().blocks) == [(0, True), (1, True), (2, False)]
+
+
 def test_a_run_of_ids_is_cut_into_its_ids() -> None:
     assert ids_of(b"11111111" + b"22222222") == [b"11111111", b"22222222"]
 
@@ -117,6 +125,9 @@ def test_an_id_is_found_though_the_end_of_one_and_the_beginning_of_another_look_
     assert contains(b"12345678" + b"xxxx1234" + b"5678xxxx", b"12345678")
     assert contains(b"xxxx1234" + b"5678xxxx" + b"12345678", b"12345678")
     assert not contains(b"xxxx1234" + b"5678xxxx", b"12345678")
+    # Between two places that only look like it, and right after one.
+    assert contains(b"xxxx1234" + b"5678xxxx" + b"12345678" + b"xxxx1234" + b"5678xxxx", b"12345678")
+    assert contains(b"x1111111" + b"11111111", b"11111111")
 
 
 def block(number: int) -> IdBlock:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import zoneinfo
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
+from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -68,6 +72,26 @@ def test_bounds(timezone: str, day: str, start: str, end: str, hours: int) -> No
 
 def test_a_date_without_instants_has_no_bounds() -> None:
     assert Calendar("Pacific/Apia").bounds(date(2011, 12, 30)) is None
+
+
+@pytest.fixture
+def made_up_zone(tmp_path: Path) -> Iterator[str]:
+    """The name of a zone: UTC, and an hour more from the last Saturday of March, 23:40, to the last Sunday of October."""
+    counts = struct.pack(">6l", 0, 0, 0, 0, 1, 4)  # of one kind of time, and the 4 characters of its name
+    block = b"TZif2" + bytes(15) + counts + struct.pack(">lbb", 0, 0, 0) + b"STD\0"
+    (tmp_path / "Madeup").write_bytes(block + block + b"\nSTD0DST,M3.5.6/23:40,M10.5.0/3\n")
+    zoneinfo.reset_tzpath([str(tmp_path)])
+    yield "Madeup"
+    zoneinfo.reset_tzpath()
+
+
+def test_a_clock_may_jump_over_midnight(made_up_zone: str) -> None:
+    """From 23:40 of the 28th to 00:40 of the 29th: no zone has done so since 1919 (Toronto), but a law may come."""
+    calendar = Calendar(made_up_zone)
+    day = DayBounds("2026-03-29", utc("2026-03-28T23:40:00"), utc("2026-03-29T23:00:00"))
+    assert calendar.bounds(date(2026, 3, 29)) == day
+    assert calendar.day_of(utc("2026-03-28T23:40:00")) == day
+    assert calendar.day_of(utc("2026-03-28T23:39:59.999")).day == "2026-03-28"
 
 
 @pytest.mark.parametrize(

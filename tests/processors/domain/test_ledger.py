@@ -350,6 +350,22 @@ def test_return_without_quantity_takes_all(fold: Fold) -> None:
     assert (outcome.delta, outcome.level) == (-5, 0)
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing", "element"),
+    [
+        (activated, deactivated, "seats"),
+        (activated, expired, "seats"),
+        (checked_out, returned, "render"),
+        (checked_out, feature_expired, "render"),
+    ],
+)
+def test_a_closed_hold_has_no_lease(
+    fold: Fold, opening: Callable[..., Document], closing: Callable[..., Document], element: str
+) -> None:
+    fold.apply(opening("a", "10:00", lease="10:30"), closing("a", "10:31"))
+    assert fold.lease("a", element) is None
+
+
 def test_return_of_exactly_what_is_held_closes(fold: Fold) -> None:
     fold.apply(checked_out("a", "10:00", quantity=2, lease="10:30"), returned("a", "10:01", quantity=2))
     assert fold.holds("render") == {}
@@ -461,6 +477,7 @@ def test_a_pool_snapshot_makes_older_events_of_seats_that_it_does_not_name_late(
     [
         (10, None, None, 10),
         (10, "none", None, 10),
+        (10, "none", 50, 10),  # its value means nothing
         (10, "absolute", 2, 12),
         (10, "absolute", 0, 10),
         (0, "absolute", 3, 3),
@@ -684,6 +701,8 @@ def test_an_episode_with_changed_terms_inside(fold: Fold) -> None:
 
 def test_a_second_episode_knows_nothing_of_the_first(fold: Fold) -> None:
     fold.apply(limited("10:00", 1, element="count"), counted(9, "10:01"), counted(0, "10:02"))
+    head = fold.head("count")
+    assert (head.entered_at, head.peak, head.peak_overage) == (None, 0, 0)
     made = fold.transitions(counted(2, "10:03"), counted(1, "10:05"))
     assert [(t.entered_at, t.duration_ms, t.peak, t.peak_overage) for t in made] == [
         (None, None, None, None),
@@ -1028,6 +1047,12 @@ def test_a_hold_that_was_opened_again_is_not_forgotten(fold: Fold) -> None:
 def test_a_closed_hold_is_forgotten_after_that(fold: Fold) -> None:
     fold.apply(activated("a", "10:00"), deactivated("a", "10:30"), denied("11:30:00.001"), activated("b", "11:31"))
     assert set(fold.ledger.elements["ent-1", "seats"].holds) == {"b"}
+
+
+def test_a_closed_hold_that_is_touched_again_keeps_no_other_from_being_forgotten(fold: Fold) -> None:
+    """`a` was closed first, and touched again at 10:50; at 11:30 only what changed before 10:30 is forgotten."""
+    fold.apply(deactivated("a", "10:00"), deactivated("b", "10:10"), deactivated("a", "10:50"), denied("11:30"))
+    assert set(fold.ledger.elements["ent-1", "seats"].holds) == {"a"}
 
 
 # --- Disordered (section 3)
