@@ -85,12 +85,11 @@ def test_a_client_reads_what_is_stored_and_inserts_arrow(dsn: str, other: Client
     store = Store(dsn)
     assert (
         store.query(
-            "usage",
-            entitlement=entitlement,
+            "usage_days",
+            entitlement=entitlement + " of nobody",
             element="seats",
+            first_day="2026-11-24",
             last_day="2026-11-24",
-            days=1,
-            at="2026-11-24 10:00:00",
             everyone=True,
             customers=[],
         )

@@ -37,8 +37,8 @@ def test_parameters_are_data(
     odd = entitlement + text
     put(client, day_row("2026-11-20", entitlement=odd, element=text, closing=1))
     assert [row["element"] for row in store.query("entitlement", entitlement=odd, **ALL)] == [text]
-    days = store.query("usage", entitlement=odd, element=text, last_day="2026-11-21", days=2, at=AT, **ALL)
-    assert [day["closing"] for day in days] == [1, 1]
+    window = {"first_day": "2026-11-20", "last_day": "2026-11-21"}
+    assert [day["closing"] for day in store.query("usage_days", entitlement=odd, element=text, **window, **ALL)] == [1]
     assert store.query("entitlement", entitlement=text + "'", **ALL) == []
 
 
@@ -72,7 +72,7 @@ def test_unknown_queries_are_told_from_failures(store: Store) -> None:
 
 def test_errors_that_are_ours_stay_what_they_are(store: Store) -> None:
     with pytest.raises(DatabaseError):
-        store.query("usage", entitlement="e", element="seats", last_day="not a date", days=1, at=AT, **ALL)
+        store.query("dates", first_day="2026-11-20", last_day="not a date", **ALL)
 
 
 def test_a_database_without_tables(new_database: Callable[[], str]) -> None:

@@ -3,6 +3,7 @@
 Every expected value is written by hand from the semantics page ('The day row').
 """
 
+import datetime
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from schemas.days import DayMark, DayRow
+from views.days import completed_days
 from views.store import Store, connect
+from views.web.reading import reporting_day
 
 DayRows = Callable[..., DayRow]
 Put = Callable[..., None]
@@ -33,12 +36,28 @@ class Place:
 
     def usage(self, last_day: str, days: int, at: str, element: str = "seats") -> dict[str, dict[str, Any]]:
         """The days, by date, as they stand at an instant ('2026-11-24 10:00:00.000', UTC)."""
-        rows = self._store.query(
-            "usage", entitlement=self._entitlement, element=element, last_day=last_day, days=days, at=at, everyone=True,
-            customers=[],
-        )  # fmt: skip
-        assert [row["day"] for row in rows] == sorted(row["day"] for row in rows)
+        which = {"entitlement": self._entitlement, "element": element}
+        of_view = self.client.query(
+            "SELECT * EXCEPT (entitlement, element, customer, product, name, kind, day), toString(day) AS day "
+            "FROM usage(entitlement = {entitlement:String}, element = {element:String}, last_day = {last_day:Date32}, "
+            "days = {days:UInt16}, at = {at:DateTime64(3, 'UTC')}) ORDER BY day",
+            parameters={**which, "last_day": last_day, "days": days, "at": at},
+        )
+        rows = list(of_view.named_results())
+        assert rows == self._completed(datetime.date.fromisoformat(last_day), days, at, which)
         return {row["day"]: row for row in rows}
+
+    def _completed(self, last_day: datetime.date, days: int, at: str, which: dict[str, str]) -> list[dict[str, Any]]:
+        """The same, as the web has it."""
+        window = {"first_day": last_day - datetime.timedelta(days=days - 1), "last_day": last_day}
+        scope = {"everyone": True, "customers": []}
+        at_ms = int(datetime.datetime.fromisoformat(at).replace(tzinfo=datetime.UTC).timestamp() * 1000)
+        _, today = reporting_day(self._store, at)
+        return completed_days(
+            self._store.query("dates", **window), self._store.query("usage_days", **which, **window, **scope),
+            self._store.query("usage_marks", **which, **scope),
+            today=today.isoformat(), at_ms=at_ms,
+        )  # fmt: skip
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import orjson
 from processors.domain.days import Calendar
 from processors.domain.overdraft import OVERDRAWN
 from schemas.events import SEATS, format_time, parse_time
+from views.days import completed_days
 from views.exact import ElementLog, Held
 from views.store import Store, StoreUnavailable
 from views.tokens import Scope
@@ -125,7 +126,11 @@ class Reader:
         if timezone is None or timezone == self.timezone:
             zone, today = self.timezone, self.today
             last = _last_day(to, today, zone)
-            rows = self._query("usage", entitlement=entitlement, element=chosen, last_day=last, days=days, at=self._at)
+            window = {"first_day": max(FIRST_DATE, last - (days - 1) * _ONE_DAY), "last_day": last}
+            dates = self._query("dates", **window)
+            which = {"entitlement": entitlement, "element": chosen}
+            stored, marks = self._query("usage_days", **which, **window), self._query("usage_marks", **which)
+            rows = completed_days(dates, stored, marks, today=today.isoformat(), at_ms=self.now_ms)
         else:
             calendar = _calendar(timezone)
             zone, today = timezone, datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)

@@ -1,0 +1,22 @@
+-- The stored days of one element from first_day to last_day, and the latest before them, oldest first.
+WITH
+    (
+        SELECT max(day) FROM days
+        WHERE entitlement = {entitlement:String} AND element = {element:String} AND day < {first_day:Date32}
+    ) AS day_before
+SELECT
+    toString(day) AS date,
+    toUnixTimestamp64Milli(day_start) AS starts_ms,
+    toUnixTimestamp64Milli(day_end) AS ends_ms,
+    toUnixTimestamp64Milli(as_of) AS as_of_ms,
+    opening, closing, `min`, `max`, `limit`, hard_limit, terms_known, overdraft_ms, unit_ms, peak_overage, activations,
+    deactivations, refreshes, denials, units_used, closing_limit, closing_hard_limit, closing_terms_known, position, restated
+FROM days FINAL
+WHERE entitlement = {entitlement:String} AND element = {element:String} AND day >= day_before AND day <= {last_day:Date32}
+    AND element IN
+    (
+        SELECT element
+        FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
+        WHERE entitlement = {entitlement:String}
+    )
+ORDER BY day;
