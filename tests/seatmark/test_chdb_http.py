@@ -90,8 +90,7 @@ def test_a_client_reads_what_is_stored_and_inserts_arrow(dsn: str, other: Client
             element="seats",
             first_day="2026-11-24",
             last_day="2026-11-24",
-            everyone=True,
-            customers=[],
+            visible=["seats"],
         )
         == []
     )

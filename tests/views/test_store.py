@@ -38,7 +38,7 @@ def test_parameters_are_data(
     put(client, day_row("2026-11-20", entitlement=odd, element=text, closing=1))
     assert [row["element"] for row in store.query("entitlement", entitlement=odd, **ALL)] == [text]
     window = {"first_day": "2026-11-20", "last_day": "2026-11-21"}
-    assert [day["closing"] for day in store.query("usage_days", entitlement=odd, element=text, **window, **ALL)] == [1]
+    assert [day["closing"] for day in store.query("usage_days", entitlement=odd, element=text, **window, visible=[text])] == [1]
     assert store.query("entitlement", entitlement=text + "'", **ALL) == []
 
 

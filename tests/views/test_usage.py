@@ -50,7 +50,7 @@ class Place:
     def _completed(self, last_day: datetime.date, days: int, at: str, which: dict[str, str]) -> list[dict[str, Any]]:
         """The same, as the web has it."""
         window = {"first_day": last_day - datetime.timedelta(days=days - 1), "last_day": last_day}
-        scope = {"everyone": True, "customers": []}
+        scope = {"visible": [which["element"]]}
         at_ms = int(datetime.datetime.fromisoformat(at).replace(tzinfo=datetime.UTC).timestamp() * 1000)
         _, today = reporting_day(self._store, at)
         return completed_days(

@@ -2,10 +2,5 @@
 SELECT element, source, id, min((epoch, `offset`)) AS first_arrival
 FROM activity
 WHERE entitlement = {entitlement:String} AND id IN {ids:Array(String)}
-    AND element IN
-    (
-        SELECT element
-        FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
-        WHERE entitlement = {entitlement:String}
-    )
+    AND element IN {visible:Array(String)}
 GROUP BY element, source, id;

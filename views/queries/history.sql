@@ -29,14 +29,11 @@ WHERE entitlement = {entitlement:String}
     AND time <= fromUnixTimestamp64Milli({before_ms:Int64}, 'UTC') AND time >= fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
     AND (time, epoch, `offset`, element)
         < (fromUnixTimestamp64Milli({before_ms:Int64}, 'UTC'), {before_epoch:UInt32}, {before_offset:Int64}, {before_element:String})
-    AND element IN
-    (
-        SELECT element
-        FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
-        WHERE entitlement = {entitlement:String} AND ({element:String} = '' OR element = {element:String})
-    )
+    AND element IN {visible:Array(String)} AND ({element:String} = '' OR element = {element:String})
     AND (empty({types:Array(String)}) OR type IN {types:Array(String)})
     AND ({seat:String} = '' OR seat_id = {seat:String})
     AND ({user:String} = '' OR user = {user:String})
 ORDER BY time DESC, epoch DESC, `offset` DESC, element DESC
-LIMIT {rows:UInt32};
+LIMIT {rows:UInt32}
+-- All versions of a row are in the partition of its time.
+SETTINGS do_not_merge_across_partitions_select_final = 1;

@@ -2,9 +2,4 @@
 SELECT toString(first_day) AS first_date, toString(last_day) AS last_date, position
 FROM marks FINAL
 WHERE entitlement = {entitlement:String} AND element = {element:String}
-    AND element IN
-    (
-        SELECT element
-        FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
-        WHERE entitlement = {entitlement:String}
-    );
+    AND element IN {visible:Array(String)};

@@ -1,7 +1,8 @@
 """What the web reads: one reader per request, which may see what its scope says. Pages, API and CSV all ask it.
 
-Every query goes through `Reader._query`, which binds the scope; the queries themselves read only `visible_elements`
-(views/migrations/0007_readers.sql) of it.
+Every query is bound to the scope: by `Reader._query`, where it reads of elements only `visible_elements`
+(views/migrations/0007_readers.sql) of it; or by `Reader._query_of`, to the elements of one entitlement that this view has
+shown.
 """
 
 import base64
@@ -128,8 +129,8 @@ class Reader:
             last = _last_day(to, today, zone)
             window = {"first_day": max(FIRST_DATE, last - (days - 1) * _ONE_DAY), "last_day": last}
             dates = self._query("dates", **window)
-            which = {"entitlement": entitlement, "element": chosen}
-            stored, marks = self._query("usage_days", **which, **window), self._query("usage_marks", **which)
+            stored = self._query_of(entitlement, "usage_days", element=chosen, **window)
+            marks = self._query_of(entitlement, "usage_marks", element=chosen)
             rows = completed_days(dates, stored, marks, today=today.isoformat(), at_ms=self.now_ms)
         else:
             calendar = _calendar(timezone)
@@ -258,16 +259,16 @@ class Reader:
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
         where = {
-            "entitlement": entitlement, "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat,
+            "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat,
             "user": wanted.user, "before_ms": place[0], "before_epoch": place[1], "before_offset": place[2],
             "before_element": place[3],
         }  # fmt: skip
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
-        [span] = self._query("history_span", **where, from_ms=wanted.from_ms, rows=looked_at)
+        [span] = self._query_of(entitlement, "history_span", **where, from_ms=wanted.from_ms, rows=looked_at)
         if not span["found"]:
             return Page([], None)
-        rows = self._query("history", **where, from_ms=span["oldest"], rows=limit + 1)
+        rows = self._query_of(entitlement, "history", **where, from_ms=span["oldest"], rows=limit + 1)
         more = len(rows) > limit or span["found"] == looked_at
         rows = rows[:limit]
         last = rows[-1]
@@ -275,7 +276,7 @@ class Reader:
         # An event that came again with another time has a row for each; the one that arrived first counts.
         first_arrivals = {
             (row["element"], row["source"], row["id"]): tuple(row["first_arrival"])
-            for row in self._query("arrivals", entitlement=entitlement, ids=sorted({row["id"] for row in rows}))
+            for row in self._query_of(entitlement, "arrivals", ids=sorted({row["id"] for row in rows}))
         }
         shown = [
             row
@@ -312,10 +313,15 @@ class Reader:
         return self._reporting
 
     def _query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The one way to the store: no query without the scope."""
+        """The way to the store, but for `_query_of`: no query without the scope."""
         return self.store.query(
             name, **parameters, everyone=self.scope.everyone, customers=list(self.scope.customers)
         )  # fmt: skip
+
+    def _query_of(self, entitlement: str, name: str, **parameters: Any) -> list[dict[str, Any]]:
+        """A query of one entitlement, bound to its elements that the reader may see: looked up once for all of a request."""
+        visible = [element["element"] for element in self.elements_of(entitlement)]
+        return self.store.query(name, entitlement=entitlement, visible=visible, **parameters)
 
 
 def reporting_day(store: Store, at: str) -> tuple[str, datetime.date]:
