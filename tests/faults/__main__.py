@@ -1,0 +1,55 @@
+"""`make faults`: plays scenarios with seeds on a real Kafka, says what came of each, and at the end the totals."""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from deploy.kafka.cluster import KafkaCluster, free_ports
+from tests.faults.scenarios import SCENARIOS, Run, play
+from tests.faults.stack import open_stack
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--scenario", choices=list(SCENARIOS), action="append", help="default: all")
+    parser.add_argument("--seed", type=int, help="of the first run, the next ones count up; default: a fresh one")
+    parser.add_argument("--count", type=int, default=1, help="runs of each scenario (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: one that is deleted")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.randrange(2**31)
+    runs: list[Run] = []
+    with tempfile.TemporaryDirectory(prefix="seatmark-faults-") as scratch:
+        directory = options.keep or Path(scratch)
+        with KafkaCluster(1, directory / "kafka", proxies=free_ports(1)) as kafka:
+            async with open_stack(kafka, directory) as stack:
+                for name in options.scenario or SCENARIOS:
+                    for number in range(options.count):
+                        run = await play(name, seed + number, stack, directory)
+                        runs.append(run)
+                        print(run, *(f"    {finding}" for finding in run.failed), sep="\n", flush=True)
+    print_totals(runs)
+    return 1 if any(run.failed for run in runs) else 0
+
+
+def print_totals(runs: list[Run]) -> None:
+    kills: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    for run in runs:
+        kills += run.kills
+        wrong += run.check.wrong
+    print(
+        f"\n{len(runs)} runs: {kills.total()} kills, {sum(run.rebalances for run in runs)} rebalances, "
+        f"{sum(run.check.acknowledged for run in runs)} acknowledged events, {sum(run.check.alerts for run in runs)} alerts, "
+        f"{sum(run.check.days for run in runs)} days"
+    )
+    print("kills:", ", ".join(f"{count} {name}" for name, count in sorted(kills.items())) or "none")
+    print("differences:", ", ".join(f"{count} {what}" for what, count in sorted(wrong.items())) or "none")
+    print("runs that did not come to their end:", sum(bool(run.failed) and not run.check.wrong for run in runs))
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

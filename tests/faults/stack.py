@@ -1,0 +1,335 @@
+"""What the faults are done to: Kafka, ClickHouse and proxies in front; and a deployment of worker and sink processes."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import psutil
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from deploy.kafka.cluster import KafkaCluster, free_ports
+from processors.agents import Topics
+from processors.app import worker_group
+from seatmark.children import end_with_parent
+from seatmark.produce import event_ends, group_is_stable, wait_until_stored
+from seatmark.settings import Settings, load_settings
+from seatmark.topics import ensure_topics
+from tests.faults.clickhouse import ClickHouse
+from tests.faults.failpoints import GENERATION, REACHED
+from tests.faults.proxy import Proxy
+from tests.vendor import HOUR, arrivals
+from tests.worker_process import settings_of
+from views.migrate import migrate
+
+PARTITIONS = 2
+# Generous: they end on events, and machines of tests are slow.
+WAIT_SECONDS = 180.0
+# A part that ends by itself so often will not come back.
+_MOST_ENDS = 40
+
+
+class Stack:
+    """Brokers and ClickHouse, for many deployments one after the other. Worker and sink reach them through the proxies."""
+
+    def __init__(self, kafka: KafkaCluster, brokers: list[Proxy], clickhouse: ClickHouse, store: Proxy) -> None:
+        self.kafka = kafka
+        self.brokers = brokers
+        self.clickhouse = clickhouse
+        self.store = store
+
+    def heal(self) -> None:
+        """Have all proxies forward everything."""
+        for proxy in (self.store, *self.brokers):
+            proxy.heal()
+
+
+@asynccontextmanager
+async def open_stack(kafka: KafkaCluster, directory: Path) -> AsyncIterator[Stack]:
+    """A stack on running brokers that were made with ports for proxies. directory: for ClickHouse's data."""
+    clickhouse = ClickHouse(directory / "clickhouse", free_ports(1)[0])
+    async with AsyncExitStack() as open_ones:
+        open_ones.push_async_callback(clickhouse.kill)
+        await clickhouse.start()
+        store = await open_ones.enter_async_context(Proxy(clickhouse.port))
+        brokers = [
+            await open_ones.enter_async_context(Proxy(behind, port))
+            for behind, port in zip(kafka.behind_proxies, kafka.proxies, strict=True)
+        ]
+        yield Stack(kafka, brokers, clickhouse, store)
+
+
+class Part:
+    """A worker or a sink, kept running: when its process ends, however it does, the next one is started.
+
+    plan: failpoints of the processes to come, one each; then they run without.
+    """
+
+    def __init__(self, deployment: "Deployment", role: Literal["worker", "sink"], number: int) -> None:
+        self.name = f"{role}-{number}"
+        self.plan: deque[str] = deque()
+        self.log = deployment.directory / f"{self.name}.log"
+        self._deployment = deployment
+        self._role = role
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._wanted = True
+        self._failpoint: str | None = None
+        self._kills_by_us = 0
+        self._read = 0
+
+    def start(self) -> None:
+        """Start it, and keep it running."""
+        self._wanted = True
+        self._keeping = asyncio.create_task(self._keep_running())
+
+    @property
+    def failing(self) -> bool:
+        """Whether a failpoint is still to be reached."""
+        return bool(self.next_failpoints)
+
+    @property
+    def next_failpoints(self) -> list[str]:
+        """Those still to be reached."""
+        return [*([self._failpoint] if self._failpoint is not None else []), *self.plan]
+
+    async def _keep_running(self) -> None:
+        while self._wanted:
+            self._failpoint = self.plan.popleft() if self.plan else None
+            with self.log.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.faults.process", self._role),
+                    *(("--failpoint", self._failpoint) if self._failpoint is not None else ()),
+                    env={**os.environ, **self._deployment.environment},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=end_with_parent,
+                )
+            self._note_end(await self._process.wait())
+
+    def _note_end(self, code: int) -> None:
+        counts, lines = self._deployment, self._new_lines()
+        failpoint, self._failpoint = self._failpoint, None
+        if failpoint is not None and REACHED + failpoint.encode() in lines:
+            counts.kills[failpoint.split(":")[0]] += 1
+            return
+        if failpoint is not None:
+            self.plan.append(failpoint)
+        if self._kills_by_us:
+            self._kills_by_us -= 1
+            counts.kills["at random"] += 1
+        elif self._wanted:
+            counts.ended_by_itself[f"{self._role} with code {code}"] += 1
+            self._wanted = counts.ended_by_itself.total() < _MOST_ENDS
+
+    def _new_lines(self) -> list[bytes]:
+        with self.log.open("rb") as log:
+            log.seek(self._read)
+            lines = log.read().splitlines()
+            self._read = log.tell()
+        generations = (line.removeprefix(GENERATION) for line in lines if line.startswith(GENERATION))
+        self._deployment.generations.update(generations)
+        return lines
+
+    def kill(self) -> None:
+        """kill -9, wherever it is. The next one is started at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._kills_by_us += 1
+            self._process.kill()
+
+    def thaw(self) -> None:
+        """Let a process go on that a failpoint froze."""
+        assert self._process is not None
+        self._new_lines()
+        self._failpoint = None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def frozen(self) -> None:
+        """Wait until a failpoint has frozen it."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self._process is None or psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED:
+                await asyncio.sleep(0.05)
+
+    async def stop(self, *, kill: bool = False) -> None:
+        """End it for good: SIGTERM, or kill -9; the latter counts as a kill."""
+        self._wanted = False
+        if self._process is not None and self._process.returncode is None:
+            if kill:
+                self.kill()
+            else:
+                self._process.terminate()
+        if self._keeping is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(self._keeping), WAIT_SECONDS)
+            except TimeoutError:
+                assert self._process is not None
+                self._process.kill()
+                await self._keeping
+                raise AssertionError(f"{self.name} did not end on SIGTERM") from None
+
+
+class Feed:
+    """Sends a made-up vendor's events, with records among them that are no events; remembers what the brokers acknowledged.
+
+    acknowledged: (partition, offset): value. poison: the values that are no events.
+    """
+
+    def __init__(self, brokers: str, topic: str, seed: int, events: int, entitlements: int) -> None:
+        self.acknowledged: dict[tuple[int, int], bytes] = {}
+        self.poison: set[bytes] = set()
+        self.failures = 0
+        self._brokers = brokers
+        self._topic = topic
+        self._chance = random.Random(seed)
+        until = int(time.time() * 1000) - HOUR
+        documents = arrivals(seed, events=events, entitlements=entitlements, until_ms=until)
+        self._coming = deque(self._record(document) for document in documents)
+        self._running: asyncio.Task[None] | None = None
+
+    def _record(self, document: dict[str, Any]) -> tuple[bytes, bytes]:
+        if self._chance.random() < 0.01:
+            value = b'{"poison": %d' % len(self.poison)
+            self.poison.add(value)
+            return document["subject"].encode(), value
+        return document["subject"].encode(), orjson.dumps(document)
+
+    @property
+    def left(self) -> int:
+        """How many records are still to be sent."""
+        return len(self._coming)
+
+    def start(self, records: int = 20, pause: float = 0.2) -> None:
+        """Send so many records at a time, and pause for so many seconds after each time, until `stop` or all are sent."""
+        self._running = asyncio.create_task(self._go_on(records, pause))
+
+    async def stop(self) -> None:
+        """Send no more; done when all that was sent is acknowledged."""
+        running, self._running = self._running, None
+        if running is not None:
+            self._stopping = True
+            await running
+
+    async def _go_on(self, records: int, pause: float) -> None:
+        self._stopping = False
+        async with self._producer() as producer:
+            while self._coming and not self._stopping:
+                await self._send(producer, records)
+                await asyncio.sleep(pause)
+
+    async def send(self, records: int) -> None:
+        """Send so many records, at once."""
+        async with self._producer() as producer:
+            await self._send(producer, records)
+
+    async def _send(self, producer: AIOKafkaProducer, records: int) -> None:
+        """As a licence server does: what was not acknowledged is sent again, until it is."""
+        waiting = [self._coming.popleft() for _ in range(min(records, len(self._coming)))]
+        while waiting:
+            sent = await asyncio.gather(
+                *(producer.send_and_wait(self._topic, key=key, value=value) for key, value in waiting), return_exceptions=True
+            )
+            failed = []
+            for (key, value), result in zip(waiting, sent, strict=True):
+                if isinstance(result, KafkaError):
+                    failed.append((key, value))
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    self.acknowledged[result.partition, result.offset] = value
+            self.failures += len(failed)
+            waiting = failed
+
+    @asynccontextmanager
+    async def _producer(self) -> AsyncIterator[AIOKafkaProducer]:
+        async with AIOKafkaProducer(bootstrap_servers=self._brokers, acks="all", request_timeout_ms=10_000) as producer:
+            yield producer
+
+
+class Deployment:
+    """Topics and a database of its own, the parts that run on them, and the events that are fed to them.
+
+    kills: by failpoint. generations: of the workers' consumer group. ended_by_itself: processes that nobody killed.
+    """
+
+    def __init__(self, stack: Stack, seed: int, directory: Path, events: int, entitlements: int) -> None:
+        self.stack = stack
+        self.directory = directory
+        self.prefix = f"faults-{uuid.uuid4().hex[:8]}-"
+        self.topics = Topics(self.prefix)
+        self.database = self.prefix.replace("-", "_") + "db"
+        self.environment = settings_of(stack.kafka.proxied_bootstrap, self.prefix, PARTITIONS) | {
+            "SEATMARK_CLICKHOUSE_DSN": stack.clickhouse.dsn(self.database, stack.store.port),
+            "SEATMARK_FLUSH_INTERVAL": "200ms",
+            # Only when the test says so: corrections are in no model.
+            "SEATMARK_RESTATE_INTERVAL": "1h",
+        }
+        self.kills: Counter[str] = Counter()
+        self.generations: set[bytes] = set()
+        self.ended_by_itself: Counter[str] = Counter()
+        self.parts: list[Part] = []
+        self.feed = Feed(stack.kafka.bootstrap, self.topics.events, seed, events, entitlements)
+
+    @property
+    def settings(self) -> Settings:
+        """For the checks, which come without proxies."""
+        direct = {
+            "SEATMARK_BROKERS": self.stack.kafka.bootstrap,
+            "SEATMARK_CLICKHOUSE_DSN": self.stack.clickhouse.dsn(self.database),
+        }
+        return load_settings(self.environment | direct)
+
+    async def create(self, replication: int = 1) -> None:
+        """Make topics and tables."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        await ensure_topics(self.stack.kafka.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=replication)
+        await asyncio.to_thread(migrate, self.stack.clickhouse.dsn(self.database), "UTC")
+
+    def add(self, role: Literal["worker", "sink"], plan: Iterable[str] = ()) -> Part:
+        """Start one more worker or sink. plan: failpoints for its processes, one after the other."""
+        part = Part(self, role, sum(part.name.startswith(role) for part in self.parts) + 1)
+        part.plan.extend(plan)
+        self.parts.append(part)
+        part.start()
+        return part
+
+    async def failpoints_reached(self) -> None:
+        """Wait until every part has reached all failpoints of its plan."""
+        left, deadline = -1, 0.0
+        while any(part.failing for part in self.parts):
+            if (now := sum(len(part.plan) for part in self.parts)) != left:
+                left, deadline = now, time.monotonic() + WAIT_SECONDS
+            failing = {part.name: part.next_failpoints for part in self.parts if part.failing}
+            assert time.monotonic() < deadline, f"not reached in {WAIT_SECONDS:.0f} s: {failing}"
+            await asyncio.sleep(0.1)
+
+    async def workers_settled(self) -> None:
+        """Wait until the workers have their partitions."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not await group_is_stable(self.stack.kafka.bootstrap, worker_group(self.prefix)):
+                await asyncio.sleep(0.1)
+
+    async def caught_up(self) -> None:
+        """Wait until all that is on the topic is applied, and what came of it stored; also what the workers add meanwhile."""
+        bootstrap = self.stack.kafka.bootstrap
+        ends: dict[int, int] = {}
+        while ends != (now := await event_ends(bootstrap, self.prefix, PARTITIONS)):
+            ends = now
+            await wait_until_stored(
+                ends, brokers=bootstrap, prefix=self.prefix, timeout=WAIT_SECONDS, on_progress=lambda left: None
+            )
+
+    async def stop(self) -> None:
+        """Stop all parts."""
+        await self.feed.stop()
+        await asyncio.gather(*(part.stop() for part in self.parts))
