@@ -1,6 +1,6 @@
 """What is done to a deployment while events come in: each scenario is a function over a seed.
 
-`make faults SCENARIO=failpoints SEED=7` plays one; without, all of them, with a fresh seed. After each, everything is compared with
+`make faults SCENARIO=failpoints SEED=7` plays one; without, all. After each, everything is compared with
 the independent model (checker.py).
 """
 
