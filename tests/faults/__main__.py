@@ -3,19 +3,21 @@
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
-from tests.faults.scenarios import SCENARIOS, Run, play
+from tests.faults.scenarios import ON_THREE_BROKERS, SCENARIOS, Run, play
 from tests.faults.stack import open_stack
 
 
 async def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--scenario", choices=list(SCENARIOS), action="append", help="default: all")
+    parser.add_argument("--scenario", choices=[*SCENARIOS, *ON_THREE_BROKERS], action="append", help="default: all")
     parser.add_argument("--seed", type=int, help="of the first run, the next ones count up; default: a fresh one")
     parser.add_argument("--count", type=int, default=1, help="runs of each scenario (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: one that is deleted")
@@ -24,10 +26,13 @@ async def main() -> int:
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="seatmark-faults-") as scratch:
         directory = options.keep or Path(scratch)
-        with KafkaCluster(1, directory / "kafka", proxies=free_ports(1)) as kafka:
-            async with open_stack(kafka, directory) as stack:
-                for name in options.scenario or SCENARIOS:
-                    for number in range(options.count):
+        for brokers, scenarios in ((1, SCENARIOS), (3, ON_THREE_BROKERS)):
+            names = [name for name in scenarios if not options.scenario or name in options.scenario]
+            if not names:
+                continue
+            with KafkaCluster(brokers, directory / "kafka", proxies=free_ports(brokers)) as kafka:
+                async with open_stack(kafka, directory / f"on-{brokers}") as stack:
+                    for name, number in product(names, range(options.count)):
                         run = await play(name, seed + number, stack, directory)
                         runs.append(run)
                         print(run, *(f"    {finding}" for finding in run.failed), sep="\n", flush=True)
@@ -52,4 +57,7 @@ def print_totals(runs: list[Run]) -> None:
 
 
 if __name__ == "__main__":
+    # Also for SIGINT, which a shell makes background commands ignore; brokers must not outlive us.
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, signal.default_int_handler)
     sys.exit(asyncio.run(main()))

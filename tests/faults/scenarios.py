@@ -4,17 +4,23 @@
 the independent model (checker.py).
 """
 
+import asyncio
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
+from aiokafka import ConsumerRecord
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
 from seatmark.produce import event_ends
-from tests.faults.checker import Check, checked
+from tests.brokers import admin_client
+from tests.faults.checker import Check, checked, read
 from tests.faults.failpoints import FAILPOINTS
-from tests.faults.stack import PARTITIONS, Deployment, Stack
+from tests.faults.stack import PARTITIONS, WAIT_SECONDS, Deployment, Stack
 
 Scenario = Callable[[Deployment, random.Random], Awaitable[None]]
 
@@ -42,14 +48,14 @@ class Run:
         )
 
 
-async def play(name: str, seed: int, stack: Stack, directory: Path, *, events: int = 6000, entitlements: int = 40) -> Run:
+async def play(name: str, seed: int, stack: Stack, directory: Path, *, events: int = 15_000, entitlements: int = 60) -> Run:
     """Play a scenario on a deployment of its own, let it catch up, and compare."""
     run = Run(name, seed)
     started = time.monotonic()
     deployment = Deployment(stack, seed, directory / f"{name}-{seed}", events, entitlements)
     try:
         await deployment.create()
-        await SCENARIOS[name](deployment, random.Random(seed))
+        await (SCENARIOS | ON_THREE_BROKERS)[name](deployment, random.Random(seed))
         await deployment.feed.stop()
         stack.heal()
         run.check = await settled_and_checked(deployment)
@@ -93,8 +99,222 @@ async def failpoints(deployment: Deployment, chance: random.Random) -> None:
 
 
 def _times(name: str, chance: random.Random) -> int:
-    # A changelog is read in a chunk or two, and partitions move a few times in a run.
-    return chance.randint(1, 2 if name in ("in-rebalance", "in-recovery", "after-recovery") else 5)
+    # A changelog is read in a chunk or two, partitions move a few times in a run, and leases end seldom.
+    seldom = ("in-rebalance", "in-recovery", "after-recovery", "in-lease-send", "after-lease-send")
+    return chance.randint(1, 2 if name in seldom else 5)
 
 
-SCENARIOS: dict[str, Scenario] = {"failpoints": failpoints}
+async def random_kills(deployment: Deployment, chance: random.Random) -> None:
+    """Two workers and a sink are killed at any moment, under load."""
+    await begin(deployment, workers=2)
+    for _ in range(12):
+        await asyncio.sleep(chance.uniform(0.2, 5))
+        chance.choice(deployment.parts).kill()
+
+
+async def begin(deployment: Deployment, workers: int = 1) -> None:
+    """Workers and a sink run, and events come in."""
+    await deployment.feed.send(200)
+    deployment.feed.start()
+    for _ in range(workers):
+        deployment.add("worker")
+    deployment.add("sink")
+    await deployment.workers_settled(workers)
+
+
+async def broker_restart(deployment: Deployment, chance: random.Random) -> None:
+    """The only broker is killed under load, and started again with its data; twice."""
+    await begin(deployment, workers=2)
+    for _ in range(2):
+        await asyncio.sleep(chance.uniform(0.5, 3))
+        await asyncio.to_thread(deployment.stack.kafka.kill, 1)
+        await asyncio.sleep(chance.uniform(0, 8))
+        await asyncio.to_thread(deployment.stack.kafka.restart, 1)
+    await asyncio.sleep(3)
+
+
+async def broker_hangs(deployment: Deployment, chance: random.Random) -> None:
+    """The broker is frozen: for longer than a session, and for longer than a producer waits for an answer (30 s)."""
+    await begin(deployment, workers=2)
+    for seconds in chance.sample([9, 35], 2):
+        await asyncio.sleep(chance.uniform(0.5, 3))
+        deployment.stack.kafka.freeze(1)
+        await asyncio.sleep(seconds)
+        deployment.stack.kafka.thaw(1)
+    await asyncio.sleep(3)
+
+
+async def network(deployment: Deployment, chance: random.Random) -> None:
+    """Between worker, sink and broker the network is slow, then cut, then swallows everything: longer than a session, and than
+    a producer waits for an answer. Events come in all the time."""
+    await begin(deployment, workers=2)
+    [proxy] = deployment.stack.brokers
+    proxy.delay = 0.1
+    await asyncio.sleep(chance.uniform(2, 4))
+    proxy.heal()
+    for _ in range(5):
+        proxy.cut()
+        await asyncio.sleep(chance.uniform(0.1, 2))
+    for seconds in chance.sample([9, 35], 2):
+        proxy.blackhole()
+        await asyncio.sleep(seconds)
+        proxy.heal()
+        await asyncio.sleep(chance.uniform(0, 4))
+    proxy.refuse()
+    await asyncio.sleep(chance.uniform(1, 8))
+    proxy.heal()
+    await asyncio.sleep(3)
+
+
+async def scale(deployment: Deployment, chance: random.Random) -> None:
+    """1, 2, 4, 1, 3, 1 workers under load; those that go are stopped or killed."""
+    await begin(deployment)
+    for wanted in (2, 4, 1, 3, 1):
+        workers = [part for part in deployment.parts if part.name.startswith("worker") and part.running]
+        for _ in range(wanted - len(workers)):
+            deployment.add("worker")
+        for part in chance.sample(workers, max(0, len(workers) - wanted)):
+            await part.stop(kill=chance.random() < 0.5)
+        await deployment.workers_settled(wanted)
+        await asyncio.sleep(chance.uniform(0, 3))
+
+
+async def zombie(deployment: Deployment, chance: random.Random) -> None:
+    """A worker is frozen with a chunk whose outputs are sent and whose state is not, longer than its session. Another one takes
+    over and goes on. The first wakes and goes on, too. Then a third reads the state back; what the first wrote must not count.
+    """
+    frozen = deployment.add("worker", [f"after-outputs:{chance.randint(2, 8)}:freeze"])
+    deployment.add("sink")
+    await deployment.feed.send(200)
+    deployment.feed.start()
+    await frozen.frozen()
+    successor = deployment.add("worker")
+    await deployment.workers_settled(1)
+    # It has applied the frozen chunk, and more.
+    await deployment.applied()
+    quiet = chance.random() < 0.5
+    if quiet:
+        await deployment.feed.stop()
+        await deployment.applied()
+    frozen.thaw()
+    # Whether it goes on by itself or ends and is started again.
+    await deployment.workers_settled(2)
+    await asyncio.gather(frozen.stop(kill=True), successor.stop(kill=True))
+    deployment.add("worker")
+    if quiet:
+        deployment.feed.start()
+    await asyncio.sleep(chance.uniform(3, 6))
+
+
+async def clickhouse_down(deployment: Deployment, chance: random.Random) -> None:
+    """ClickHouse is killed and started again, frozen, cannot be reached, and swallows everything; in any order."""
+    await begin(deployment)
+    stack = deployment.stack
+
+    async def killed() -> None:
+        await stack.clickhouse.kill()
+        await asyncio.sleep(chance.uniform(0, 6))
+        await stack.clickhouse.start()
+
+    async def frozen() -> None:
+        stack.clickhouse.freeze()
+        await asyncio.sleep(chance.uniform(2, 12))
+        stack.clickhouse.thaw()
+
+    async def refused() -> None:
+        stack.store.refuse()
+        await asyncio.sleep(chance.uniform(2, 6))
+        stack.store.heal()
+
+    async def swallowed() -> None:
+        stack.store.blackhole()
+        await asyncio.sleep(chance.uniform(2, 12))
+        stack.store.cut()
+        stack.store.heal()
+
+    faults = [killed, frozen, refused, swallowed, killed]
+    chance.shuffle(faults)
+    for fault in faults:
+        await asyncio.sleep(chance.uniform(0.5, 2))
+        await fault()
+
+
+async def insert_answers_lost(deployment: Deployment, chance: random.Random) -> None:
+    """ClickHouse does what it is asked, and the answer does not come: the sink asks again. It is killed at times, too."""
+    await begin(deployment)
+    sink = deployment.parts[-1]
+    for _ in range(15):
+        await asyncio.sleep(chance.uniform(0.2, 1))
+        deployment.stack.store.cut_answers(chance.randint(1, 4))
+        if chance.random() < 0.2:
+            sink.kill()
+
+
+async def poison(deployment: Deployment, chance: random.Random) -> None:
+    """A record that is no event at each position of a chunk; chunks of nothing else; and a kill with one of them under way."""
+    size, partition = 8, chance.randrange(PARTITIONS)
+    worker = deployment.add("worker")
+    deployment.add("sink")
+    await deployment.feed.send(200)
+    await deployment.workers_settled(1)
+    await deployment.applied()
+    poisoned = [*([position] for position in range(size)), [0, size - 1], list(range(size)), list(range(size))]
+    for positions in poisoned:
+        # Frozen, it cannot fetch a part of it.
+        worker.freeze()
+        await deployment.feed.send_together(partition, size, positions)
+        worker.thaw()
+        if chance.random() < 0.2:
+            worker.kill()
+        await deployment.applied()
+    deployment.feed.start()
+    await asyncio.sleep(2)
+
+
+async def compacted_changelog(deployment: Deployment, chance: random.Random) -> None:
+    """The broker compacts the changelog under load; workers that are killed read back what is left of it."""
+    await begin(deployment, workers=2)
+    topic, bootstrap = deployment.topics.changelog, deployment.stack.kafka.bootstrap
+    settings = {
+        "cleanup.policy": "compact", "max.message.bytes": "67108864", "segment.ms": "1000", "min.cleanable.dirty.ratio": "0.01",
+        "max.compaction.lag.ms": "1000",
+    }  # fmt: skip
+    async with admin_client(bootstrap) as admin:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not _has_gaps(await read(bootstrap, topic)):
+            await asyncio.sleep(1)
+    for _ in range(3):
+        chance.choice(deployment.parts[:2]).kill()
+        await asyncio.sleep(chance.uniform(1, 5))
+
+
+def _has_gaps(records: list[ConsumerRecord]) -> bool:
+    return any(
+        before.partition == after.partition and after.offset > before.offset + 1
+        for before, after in pairwise(sorted(records, key=lambda record: (record.partition, record.offset)))
+    )
+
+
+async def leader_loss(deployment: Deployment, chance: random.Random) -> None:
+    """Three brokers, each record on all of them: one after the other is killed under load, and started again."""
+    await begin(deployment, workers=2)
+    brokers = [1, 2, 3]
+    chance.shuffle(brokers)
+    for broker in brokers:
+        await asyncio.sleep(chance.uniform(0.5, 3))
+        await asyncio.to_thread(deployment.stack.kafka.kill, broker)
+        await asyncio.sleep(chance.uniform(3, 8))
+        await asyncio.to_thread(deployment.stack.kafka.restart, broker)
+        await deployment.replicated()
+    await asyncio.sleep(3)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        failpoints, random_kills, scale, zombie, poison, insert_answers_lost, clickhouse_down, broker_restart, broker_hangs,
+        network, compacted_changelog,
+    )
+}  # fmt: skip
+ON_THREE_BROKERS: dict[str, Scenario] = {"leader_loss": leader_loss}

@@ -21,10 +21,12 @@ from aiokafka.errors import KafkaError
 from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors.agents import Topics
 from processors.app import worker_group
+from processors.partitions import partition_of
 from seatmark.children import end_with_parent
-from seatmark.produce import event_ends, group_is_stable, wait_until_stored
+from seatmark.produce import event_ends, group_is_stable, group_members, wait_until_stored, worker_applied
 from seatmark.settings import Settings, load_settings
 from seatmark.topics import ensure_topics
+from tests.brokers import admin_client
 from tests.faults.clickhouse import ClickHouse
 from tests.faults.failpoints import GENERATION, REACHED
 from tests.faults.proxy import Proxy
@@ -32,11 +34,12 @@ from tests.vendor import HOUR, arrivals
 from tests.worker_process import settings_of
 from views.migrate import migrate
 
-PARTITIONS = 2
+PARTITIONS = 4
 # Generous: they end on events, and machines of tests are slow.
 WAIT_SECONDS = 180.0
-# A part that ends by itself so often will not come back.
-_MOST_ENDS = 40
+# A part that ends by itself is started again after this, as by whatever looks after processes; so often, and no more.
+_RESTART_SECONDS = 1.0
+_MOST_ENDS = 60
 
 
 class Stack:
@@ -103,6 +106,11 @@ class Part:
         """Those still to be reached."""
         return [*([self._failpoint] if self._failpoint is not None else []), *self.plan]
 
+    @property
+    def running(self) -> bool:
+        """Whether it is kept running."""
+        return self._wanted
+
     async def _keep_running(self) -> None:
         while self._wanted:
             self._failpoint = self.plan.popleft() if self.plan else None
@@ -116,22 +124,26 @@ class Part:
                     stderr=log,
                     preexec_fn=end_with_parent,
                 )
-            self._note_end(await self._process.wait())
+            if self._note_end(await self._process.wait()):
+                await asyncio.sleep(_RESTART_SECONDS)
 
-    def _note_end(self, code: int) -> None:
+    def _note_end(self, code: int) -> bool:
+        """Count it. True: it ended by itself."""
         counts, lines = self._deployment, self._new_lines()
         failpoint, self._failpoint = self._failpoint, None
         if failpoint is not None and REACHED + failpoint.encode() in lines:
             counts.kills[failpoint.split(":")[0]] += 1
-            return
+            return False
         if failpoint is not None:
             self.plan.append(failpoint)
         if self._kills_by_us:
             self._kills_by_us -= 1
             counts.kills["at random"] += 1
-        elif self._wanted:
+            return False
+        if self._wanted:
             counts.ended_by_itself[f"{self._role} with code {code}"] += 1
             self._wanted = counts.ended_by_itself.total() < _MOST_ENDS
+        return True
 
     def _new_lines(self) -> list[bytes]:
         with self.log.open("rb") as log:
@@ -148,8 +160,13 @@ class Part:
             self._kills_by_us += 1
             self._process.kill()
 
+    def freeze(self) -> None:
+        """SIGSTOP, wherever it is."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def thaw(self) -> None:
-        """Let a process go on that a failpoint froze."""
+        """Let a process go on that a failpoint, or `freeze`, has stopped."""
         assert self._process is not None
         self._new_lines()
         self._failpoint = None
@@ -194,22 +211,34 @@ class Feed:
         self._chance = random.Random(seed)
         until = int(time.time() * 1000) - HOUR
         documents = arrivals(seed, events=events, entitlements=entitlements, until_ms=until)
-        self._coming = deque(self._record(document) for document in documents)
+        self._coming = deque(
+            self._poisoned(document) if self._chance.random() < 0.01 else (document["subject"].encode(), orjson.dumps(document))
+            for document in documents
+        )
         self._running: asyncio.Task[None] | None = None
 
-    def _record(self, document: dict[str, Any]) -> tuple[bytes, bytes]:
-        if self._chance.random() < 0.01:
-            value = b'{"poison": %d' % len(self.poison)
-            self.poison.add(value)
-            return document["subject"].encode(), value
-        return document["subject"].encode(), orjson.dumps(document)
+    def _poisoned(self, document: dict[str, Any]) -> tuple[bytes, bytes]:
+        """The key of an event, and a value that is not one: another each time."""
+        number = len(self.poison)
+        wrong: list[dict[str, Any]] = [
+            {"type": "seat.stolen"},
+            {"data": {"seat_id": number}},
+            {"time": "yesterday"},
+            {"subject": "another"},
+            {"specversion": "0.3"},
+        ]
+        values = [b'{"id": "%d", ' % number, b"\xff%d" % number, b"%d" % number]
+        values += [orjson.dumps(document | {"id": f"poison-{number}"} | fields) for fields in wrong]
+        value = self._chance.choice(values)
+        self.poison.add(value)
+        return document["subject"].encode(), value
 
     @property
     def left(self) -> int:
         """How many records are still to be sent."""
         return len(self._coming)
 
-    def start(self, records: int = 20, pause: float = 0.2) -> None:
+    def start(self, records: int = 12, pause: float = 0.2) -> None:
         """Send so many records at a time, and pause for so many seconds after each time, until `stop` or all are sent."""
         self._running = asyncio.create_task(self._go_on(records, pause))
 
@@ -231,6 +260,25 @@ class Feed:
         """Send so many records, at once."""
         async with self._producer() as producer:
             await self._send(producer, records)
+
+    async def send_together(self, partition: int, records: int, poisoned: Iterable[int]) -> tuple[int, int]:
+        """Send so many records of one partition as one batch, those at the positions `poisoned` being no events.
+
+        Returns the offsets of the first and the last.
+        """
+        ours = [item for item in self._coming if partition_of(item[0].decode(), PARTITIONS) == partition][:records]
+        for item in ours:
+            self._coming.remove(item)
+        for position in poisoned:
+            ours[position] = self._poisoned({"subject": ours[position][0].decode(), "type": "seat.denied"})
+        async with self._producer() as producer:
+            batch = producer.create_batch()
+            for key, value in ours:
+                batch.append(key=key, value=value, timestamp=None)
+            first = (await (await producer.send_batch(batch, self._topic, partition=partition))).offset
+        for number, (_, value) in enumerate(ours):
+            self.acknowledged[partition, first + number] = value
+        return first, first + records - 1
 
     async def _send(self, producer: AIOKafkaProducer, records: int) -> None:
         """As a licence server does: what was not acknowledged is sent again, until it is."""
@@ -289,9 +337,10 @@ class Deployment:
         }
         return load_settings(self.environment | direct)
 
-    async def create(self, replication: int = 1) -> None:
-        """Make topics and tables."""
+    async def create(self) -> None:
+        """Make topics, each record on every broker, and tables."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        replication = len(self.stack.brokers)
         await ensure_topics(self.stack.kafka.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=replication)
         await asyncio.to_thread(migrate, self.stack.clickhouse.dsn(self.database), "UTC")
 
@@ -311,12 +360,36 @@ class Deployment:
                 left, deadline = now, time.monotonic() + WAIT_SECONDS
             failing = {part.name: part.next_failpoints for part in self.parts if part.failing}
             assert time.monotonic() < deadline, f"not reached in {WAIT_SECONDS:.0f} s: {failing}"
+            assert self.feed.left, f"the events ran out, and not reached are {failing}"
             await asyncio.sleep(0.1)
 
-    async def workers_settled(self) -> None:
-        """Wait until the workers have their partitions."""
+    async def workers_settled(self, count: int) -> None:
+        """Wait until so many workers have their partitions."""
+        bootstrap, group = self.stack.kafka.bootstrap, worker_group(self.prefix)
         async with asyncio.timeout(WAIT_SECONDS):
-            while not await group_is_stable(self.stack.kafka.bootstrap, worker_group(self.prefix)):
+            while not (await group_is_stable(bootstrap, group) and await group_members(bootstrap, group) == count):
+                await asyncio.sleep(0.2)
+
+    async def applied(self) -> None:
+        """Wait until the workers have applied what is on the topic now."""
+        bootstrap = self.stack.kafka.bootstrap
+        ends = await event_ends(bootstrap, self.prefix, PARTITIONS)
+        await worker_applied(ends, brokers=bootstrap, prefix=self.prefix, seconds=WAIT_SECONDS)
+
+    async def replicated(self) -> None:
+        """Wait until each record of our topics is on every broker."""
+        async with admin_client(self.stack.kafka.bootstrap) as admin, asyncio.timeout(WAIT_SECONDS):
+            while True:
+                topics = await admin.describe_topics([self.topics.events, self.topics.changelog, self.topics.activity])
+                in_sync = [len(partition["isr"]) for topic in topics for partition in topic["partitions"]]
+                if in_sync and min(in_sync) == len(self.stack.brokers):
+                    return
+                await asyncio.sleep(0.2)
+
+    async def told(self, part: Part, words: str) -> None:
+        """Wait until a part's log has these words."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while words not in part.log.read_text():
                 await asyncio.sleep(0.1)
 
     async def caught_up(self) -> None:
