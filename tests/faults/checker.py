@@ -166,9 +166,8 @@ def _check_raw_rows(
         for name in model.elements_of(document):
             element = live[document["subject"], name]
             key = (document["subject"], name, document["source"], document["id"])
-            # Of an expiry that closes nothing, being late is all that a hold says that the worker may have forgotten by then.
-            late = number in element.late and not document["type"].endswith(".expired")
-            expected.setdefault(key, (*places[number], late, element.levels_after[number]))
+            if key not in expected:
+                expected[key] = (*places[number], _late(document["type"], number in element.late), element.levels_after[number])
     rows = client.query(
         "SELECT entitlement, element, source, id, type, `partition`, `offset`, late, level, event FROM activity FINAL"
     ).result_rows
@@ -178,7 +177,7 @@ def _check_raw_rows(
         key = (entitlement, name, source, event_id)
         if key in found:
             check.differs("double raw rows", key)
-        found[key] = (partition, offset, late and not kind.endswith(".expired"), level)
+        found[key] = (partition, offset, _late(kind, late), level)
         if orjson.loads(event) != event_at.get((partition, offset)):
             check.differs("wrong raw rows", (key, event))
     for key in expected.keys() - found.keys():
@@ -188,6 +187,11 @@ def _check_raw_rows(
     for key in found.keys() & expected.keys():
         if found[key] != expected[key]:
             check.differs("wrong raw rows", (key, found[key], "expected", expected[key]))
+
+
+def _late(kind: str, late: bool) -> bool:
+    """Of an expiry that closes nothing, being late is all that a hold says that the worker may have forgotten by then."""
+    return late and not kind.endswith(".expired")
 
 
 def _check_levels_and_days(check: Check, client: Any, live: dict[tuple[str, str], Any]) -> None:

@@ -7,6 +7,7 @@ the independent model (checker.py).
 import asyncio
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ async def play(name: str, seed: int, stack: Stack, directory: Path, *, events: i
         run.check = await settled_and_checked(deployment)
         run.failed = run.check.examples
     except Exception as error:
-        run.failed = [f"{type(error).__name__}: {error}"]
+        run.failed = ["".join(traceback.format_exception(error))]
     finally:
         stack.heal()
         await deployment.stop()
