@@ -1,7 +1,8 @@
-"""The three that are measured on one topic of events, each as a process of its own that prints how long it took.
+"""The four that are measured on one topic of events, each as a process of its own that prints how long it took.
 
-worker: the product's worker. bare: an aiokafka loop around the same fold, outputs and state. idiomatic: a Faust agent as its
-documentation shows it, with the same fold, sending each output and setting each table key as it goes.
+worker: the product's worker. unfenced: the same with SEATMARK_FENCING=off. bare: an aiokafka loop around the same fold,
+outputs and state. idiomatic: a Faust agent as its documentation shows it, with the same fold, sending each output and setting
+each table key as it goes.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import faust
@@ -16,7 +18,8 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processors.agents import ChunkProcessor, Topics
-from processors.app import WorkerConfig, create_worker, make_producers, relax_garbage_collection
+from processors.app import WorkerConfig, create_worker, output_producer, relax_garbage_collection
+from processors.changelog import PlainChangelog
 from processors.codec import encode_changes
 from processors.domain.days import Calendar
 from processors.domain.ledger import position_of
@@ -32,16 +35,18 @@ LATE_AFTER_MS = 3_600_000
 _POLL_SECONDS = 0.002
 
 
-async def worker(brokers: str, partitions: int, events: int) -> float:
+async def worker(brokers: str, partitions: int, events: int, *, fencing: bool = True) -> float:
     """Events per second from the first chunk's end to the last's; so for the others."""
     config = WorkerConfig(
-        brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, timezone="UTC", late_after_ms=LATE_AFTER_MS,
-        lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=10_000, rebalance_timeout_ms=10_000,
+        brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, fencing=fencing, timezone="UTC",
+        late_after_ms=LATE_AFTER_MS, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=10_000,
+        rebalance_timeout_ms=10_000,
     )  # fmt: skip
     running = await create_worker(config)
     await running.app.start()
     rate = await _events_per_second(lambda: _applied(running.states, partitions), events)
     await running.app.stop()
+    await running.changelog.close()
     await running.watch.close()
     return rate
 
@@ -58,11 +63,16 @@ async def bare(brokers: str, partitions: int, events: int) -> float:
     await consumer.seek_to_beginning(*places)
 
     async def loop() -> None:
-        async with make_producers(brokers) as (outputs, state):
-            processor = ChunkProcessor(outputs, state, Topics("bare-"), incarnation)
-            while True:
-                for place, records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).items():
-                    await processor.process(states.of(place.partition), records)
+        changelog = PlainChangelog(brokers, Topics("bare-").changelog)
+        await changelog.take_over(range(partitions))
+        try:
+            async with output_producer(brokers) as outputs:
+                processor = ChunkProcessor(outputs, changelog, Topics("bare-"), incarnation)
+                while True:
+                    for place, records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).items():
+                        await processor.process(states.of(place.partition), records)
+        finally:
+            await changelog.close()
 
     running = asyncio.ensure_future(loop())
     rate = await _events_per_second(lambda: _applied(states, partitions), events)
@@ -131,7 +141,7 @@ async def _events_per_second(applied: Callable[[], int], events: int) -> float:
     return (last - first) / (time.perf_counter() - started)
 
 
-CONTENDERS = {"worker": worker, "bare": bare, "idiomatic": idiomatic}
+CONTENDERS = {"worker": worker, "unfenced": partial(worker, fencing=False), "bare": bare, "idiomatic": idiomatic}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from processors import metrics
+from processors.changelog import Changelog
 from processors.codec import encode_changes
 from processors.domain.ledger import position_of
 from processors.outputs import SourceRecord, activity_row, alert_of, dead_letter_headers
@@ -44,8 +45,6 @@ _LOG_APPEND_TIME = 1
 
 # An activity record is at most this and one event's copies (schemas.events.MAX_EVENT_COPIES_BYTES): within its topic's limit.
 _MAX_ROW_BYTES = 16 * 1024 * 1024
-# What the changelog topic accepts (schemas/topics.yaml), less room for the batch's own header.
-MAX_STATE_BATCH_BYTES = 60 * 1024 * 1024
 
 
 class ChunkFailed(Explained):
@@ -156,15 +155,11 @@ def fold_chunk(state: PartitionState, records: Sequence[SourceRecord], now_ms: i
 
 
 class ChunkProcessor:
-    """Processes chunks with the producers of one worker.
+    """Processes chunks. outputs: sends what others read. incarnation: of the source topic."""
 
-    outputs: sends what others read. state: sends changelog batches; its `max_batch_size` must hold a chunk's whole
-    state, because a batch is what is written whole or not at all.
-    """
-
-    def __init__(self, outputs: AIOKafkaProducer, state: AIOKafkaProducer, topics: Topics, incarnation: str) -> None:
+    def __init__(self, outputs: AIOKafkaProducer, changelog: Changelog, topics: Topics, incarnation: str) -> None:
         self._outputs = outputs
-        self._state = state
+        self._changelog = changelog
         self._topics = topics
         self._incarnation = incarnation
 
@@ -202,7 +197,7 @@ class ChunkProcessor:
         await asyncio.gather(*(future for futures in sent for future in futures))
         put_out = time.monotonic()
 
-        await self._write_state(partition, encode_changes(changes, state.cursor))
+        await self._changelog.write(partition, encode_changes(changes, state.cursor))
         state.leases.note(changes)
         metrics.EVENTS.inc(out.taken)
         metrics.CHUNK_RECORDS.observe(out.taken)
@@ -224,16 +219,6 @@ class ChunkProcessor:
         if batch.record_count():
             futures.append(await producer.send_batch(batch, topic, partition=partition))
         return futures
-
-    async def _write_state(self, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
-        batch = self._state.create_batch()
-        for key, value in records:
-            if batch.append(key=key, value=value, timestamp=None) is None:
-                raise ChunkFailed(
-                    f"the state of one chunk of partition {partition} is larger than one batch may be "
-                    f"({MAX_STATE_BATCH_BYTES} bytes)"
-                )
-        await (await self._state.send_batch(batch, self._topics.changelog, partition=partition))
 
 
 async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkProcessor) -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer
 
-from processors.agents import MAX_STATE_BATCH_BYTES, ChunkProcessor, Topics, process_chunks
+from processors.agents import ChunkProcessor, Topics, process_chunks
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
+from processors.changelog import Changelog, FencedChangelog, PlainChangelog
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
 from processors.incarnation import TopicWatch
@@ -24,11 +23,12 @@ _OUTPUT_BATCH_BYTES = 768 * 1024
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What the worker needs to know. brokers: host:port, comma separated. Times in ms."""
+    """What the worker needs to know. brokers: host:port, comma separated. fencing: they have transactions. Times in ms."""
 
     brokers: str
     topic_prefix: str
     partitions: int
+    fencing: bool
     timezone: str
     late_after_ms: int
     lease_policy: LeasePolicy
@@ -52,11 +52,14 @@ class Worker:
         topics = Topics(config.topic_prefix)
         incarnation = watch.incarnation(topics.events)
         states = PartitionStates(Calendar(config.timezone), config.late_after_ms, incarnation, config.partitions)
+        self.changelog = changelog = make_changelog(config.brokers, topics.changelog, fencing=config.fencing)
         self.app = app = ChunkApp(
             worker_group(config.topic_prefix),
             broker=[f"kafka://{broker}" for broker in config.brokers.split(",")],
             resume_offset=lambda tp, committed: states.resume_offset(tp.partition, committed),
             check_topics=watch.check,
+            # What a producer's transaction took back was never sent.
+            read_committed=config.fencing,
             topic_partitions=config.partitions,
             # Topics are made by `seatmark topics`, with the settings that they need; never on the side.
             topic_allow_declare=False,
@@ -86,6 +89,7 @@ class Worker:
                 # In chunks, so this many chunks.
                 recovery_buffer_size=4,
                 on_dropped=states.drop,
+                take_over=changelog.take_over,
                 on_changelog=states.restore,
                 on_restored=states.restored,
             )
@@ -94,33 +98,32 @@ class Worker:
         self.states = states
 
         async def entitlements(stream: object) -> None:
-            async with make_producers(config.brokers) as (outputs, state):
-                await process_chunks(stream, states, ChunkProcessor(outputs, state, topics, incarnation))
+            async with output_producer(config.brokers) as outputs:
+                await process_chunks(stream, states, ChunkProcessor(outputs, changelog, topics, incarnation))
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 
         async def leases() -> None:
-            async with KafkaEventLog(config.brokers, topics.events) as log:
+            async with KafkaEventLog(config.brokers, topics.events, read_committed=config.fencing) as log:
                 await LeaseExpiry(states, log, config.lease_policy, config.lease_grace_ms).run()
 
         # It begins after the first recovery and ends with the app; an error in it crashes the app.
         app.task(leases)
 
 
-@asynccontextmanager
-async def make_producers(brokers: str) -> AsyncIterator[tuple[AIOKafkaProducer, AIOKafkaProducer]]:
-    """The producers of a worker, started: for outputs, and for state."""
-    async with _producer(brokers, _OUTPUT_BATCH_BYTES) as outputs, _producer(brokers, MAX_STATE_BATCH_BYTES) as state:
-        yield outputs, state
+def make_changelog(brokers: str, topic: str, *, fencing: bool) -> Changelog:
+    """The changelog that a worker writes."""
+    return FencedChangelog(brokers, topic) if fencing else PlainChangelog(brokers, topic)
 
 
-def _producer(brokers: str, batch_bytes: int) -> AIOKafkaProducer:
+def output_producer(brokers: str) -> AIOKafkaProducer:
+    """The producer of what others read, to be started."""
     return AIOKafkaProducer(
         bootstrap_servers=brokers,
         acks="all",
         # Measured: aiokafka compresses LZ4 at level 9, a seventh of the speed, for a tenth less bytes.
         compression_type="snappy",
-        max_batch_size=batch_bytes,
+        max_batch_size=_OUTPUT_BATCH_BYTES,
         max_request_size=_MAX_REQUEST_BYTES,
         request_timeout_ms=30_000,
     )
@@ -141,6 +144,7 @@ async def run_worker(config: WorkerConfig, stop: asyncio.Event) -> None:
             raise app.crash_reason
     finally:
         await app.stop()
+        await worker.changelog.close()
         await worker.watch.close()
 
 

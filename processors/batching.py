@@ -7,7 +7,7 @@ are pinned; tests/processors/test_batching.py fails when one of them moves or ch
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import aiokafka
@@ -50,6 +50,8 @@ class _ChunkConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        if self.app.read_committed:
+            consumer._isolation_level = "read_committed"
         return consumer
 
 
@@ -225,6 +227,7 @@ class ChunkApp(faust.App):  # type: ignore[misc]
     resume_offset(partition, committed): for a source partition, the offset after the last one that the recovered state
         includes; None where that says nothing of this topic, which is then read from its first record.
     check_topics(): raises if a topic is not what it was when the app was made.
+    read_committed: nothing is read of transactions that were aborted or are not yet committed.
     """
 
     def __init__(
@@ -232,12 +235,14 @@ class ChunkApp(faust.App):  # type: ignore[misc]
         *args: Any,
         resume_offset: Callable[[TP, int | None], int | None],
         check_topics: Callable[[], Awaitable[None]],
+        read_committed: bool,
         **kwargs: Any,
     ) -> None:
         # Each partition is read from where its state says. An offset that is not there is no reason to read elsewhere.
         super().__init__(*args, consumer_auto_offset_reset="none", **kwargs)
         self.resume_offset = resume_offset
         self.check_topics = check_topics
+        self.read_committed = read_committed
 
     def _create_directories(self) -> None:
         """None: nothing is kept on disk."""
@@ -268,8 +273,10 @@ class ChangelogStore(Store):  # type: ignore[misc]
         return -1
 
     async def on_rebalance(self, assigned: Any, revoked: Any, newly_assigned: Any, generation_id: int = 0) -> None:
-        """Drop all state: what is still assigned is recovered anew."""
+        """Drop all state: what is still assigned is recovered anew, and by nobody else."""
         self.table.on_dropped()
+        changelog = self.table.changelog_topic.get_topic_name()
+        await self.table.take_over(sorted(tp.partition for tp in assigned if tp.topic == changelog))
 
     async def on_recovery_completed(self, active_tps: Any, standby_tps: Any) -> None:
         """Say that the changelogs were read to their ends."""
@@ -286,9 +293,10 @@ class ChangelogStore(Store):  # type: ignore[misc]
 
 
 class ChangelogTable(faust.Table):  # type: ignore[misc]
-    """A Faust table that hands its changelog, chunk by chunk, to three functions.
+    """A Faust table that hands its changelog, chunk by chunk, to these functions, in this order.
 
-    on_dropped(): forget all state. on_changelog(partition, records): read these. on_restored(): that was all of it.
+    on_dropped(): forget all state. take_over(partitions): let nobody else write the changelog of these.
+    on_changelog(partition, records): read these. on_restored(): that was all of it.
     """
 
     def __init__(
@@ -296,12 +304,14 @@ class ChangelogTable(faust.Table):  # type: ignore[misc]
         app: ChunkApp,
         *,
         on_dropped: Callable[[], None],
+        take_over: Callable[[Sequence[int]], Awaitable[None]],
         on_changelog: Callable[[int, list[Any]], None],
         on_restored: Callable[[], None],
         **kwargs: Any,
     ) -> None:
         super().__init__(app, **kwargs)
         self.on_dropped = on_dropped
+        self.take_over = take_over
         self.on_changelog = on_changelog
         self.on_restored = on_restored
 
@@ -313,6 +323,7 @@ class ChangelogTable(faust.Table):  # type: ignore[misc]
         return {
             **super().info(),
             "on_dropped": self.on_dropped,
+            "take_over": self.take_over,
             "on_changelog": self.on_changelog,
             "on_restored": self.on_restored,
         }

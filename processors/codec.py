@@ -1,7 +1,8 @@
 """How the ledger's state stands in its changelog topic: MessagePack arrays, one record for each thing that changes alone.
 
 Keys are arrays that begin with a letter: `c` cursor of the partition, `h` head of an element, `s` hold of a seat, `i` block
-of remembered ids. Values are the structs of the domain as arrays; no value means that the thing is gone.
+of remembered ids, `o` a new owner of the partition, which has no value. Values are the structs of the domain as arrays; no
+value means that the thing is gone.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from schemas.errors import Explained
 STATE_VERSION = 2
 
 CURSOR_KEY = msgspec.msgpack.encode(("c",))
+OWNER_KEY = msgspec.msgpack.encode(("o",))
 
 
 class Cursor(Struct, frozen=True, array_like=True):
@@ -90,6 +92,8 @@ def restore(ledger: Ledger, key: bytes, value: bytes | None) -> Cursor | None:
     try:
         if key == CURSOR_KEY:
             return _cursors.decode(value or b"")
+        if key == OWNER_KEY:
+            return None
         letter, entitlement, element_name, *rest = _keys.decode(key)
         if len(rest) != (0 if letter == "h" else 1):
             raise ValueError("it has too few or too many parts")

@@ -153,7 +153,9 @@ class LeaseExpiry:
 class KafkaEventLog:
     """The topic of events, as an async context manager."""
 
-    def __init__(self, brokers: str, topic: str) -> None:
+    def __init__(self, brokers: str, topic: str, *, read_committed: bool) -> None:
+        """read_committed: the worker reads it so."""
+        self._read_committed = read_committed
         self._brokers = brokers
         self._topic = topic
         self._producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", max_request_size=_MAX_REQUEST_BYTES)
@@ -174,9 +176,9 @@ class KafkaEventLog:
     async def ends(self, applied: Mapping[int, int]) -> dict[int, int]:
         """See EventLog.
 
-        Asks for what comes after the last record that was applied. The high watermark in the answer counts only where a record
-        comes: markers of transactions take offsets too, and are never applied. (And asked for the latest offset, the
-        embedded broker gives the first of the last batch + 1.)
+        Asks for what comes after the last record that was applied. The end of the topic in the answer counts only where a
+        record comes: markers of transactions take offsets too, and are never applied. (And asked for the latest offset,
+        the embedded broker gives the first of the last batch + 1.)
         """
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._brokers,
@@ -185,6 +187,7 @@ class KafkaEventLog:
             auto_offset_reset="earliest",
             fetch_max_wait_ms=_FETCH_WAIT_MS,
             max_partition_fetch_bytes=_MAX_FETCH_BYTES,
+            isolation_level="read_committed" if self._read_committed else "read_uncommitted",
         )
         ends: dict[int, int] = {}
         try:
@@ -205,12 +208,13 @@ class KafkaEventLog:
         while len(ends) < len(places):
             fetched = await consumer.getmany(timeout_ms=2 * _FETCH_WAIT_MS)
             for place, offset in places.items():
-                highwater = consumer.highwater(place)
-                if place.partition in ends or highwater is None:
+                # What is in a transaction that goes on counts as not there yet.
+                end = consumer.last_stable_offset(place) if self._read_committed else consumer.highwater(place)
+                if place.partition in ends or end is None:
                     continue
                 if place in fetched:
-                    ends[place.partition] = highwater
-                elif await consumer.position(place) >= highwater:
+                    ends[place.partition] = end
+                elif await consumer.position(place) >= end:
                     ends[place.partition] = offset
                 else:
                     continue

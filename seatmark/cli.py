@@ -257,6 +257,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         brokers=settings.brokers,
         topic_prefix=settings.topic_prefix,
         partitions=settings.partitions,
+        fencing=settings.fencing == "on",
         timezone=settings.timezone,
         late_after_ms=settings.late_after,
         lease_policy=settings.lease_policy,

@@ -84,6 +84,8 @@ class StackPlan:
             "BROKERS": self.brokers,
             "TOPIC_PREFIX": "",
             "PARTITIONS": str(self.partitions),
+            # It has no transactions.
+            "FENCING": "off",
             "CLICKHOUSE_DSN": chdb_dsn(self.data_dir / "clickhouse"),
             "CLICKHOUSE_PORT": str(self.clickhouse_port),
             "WEB_HOST": "127.0.0.1",

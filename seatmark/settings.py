@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     topic_prefix: str = Field("", pattern=r"^[a-zA-Z0-9._-]*$", description="put in front of every topic's name")
     partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic; the most workers that can share")
     replication: int = Field(1, ge=1, le=10, description="replicas of each topic's partitions; 3 in production")
+    fencing: Literal["on", "off"] = Field(
+        "on",
+        description="`on`: brokers keep a worker that was frozen from writing state, by transactions; `off`: for brokers that "
+        "have none, where only one worker may run",
+    )
     clickhouse_dsn: Annotated[SecretStr, AfterValidator(_clickhouse_dsn)] = Field(
         SecretStr("http://127.0.0.1:8123/default"),
         description="`chdb:///directory` (in process) or `http(s)://user:password@host:8123/database`",

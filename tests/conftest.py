@@ -20,3 +20,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vendor-events", type=int, default=5000, help="how many events tests/test_vendor.py sends")
     seed = 1 if os.environ.get("CI") else random.randrange(2**32)
     parser.addoption("--vendor-seed", type=int, default=seed, help="which events these are")
+    parser.addoption("--load-seconds", type=int, default=6, help="how long tests/test_corrections_under_load.py goes on")
+    parser.addoption("--fuzz-inputs", type=int, default=20_000, help="how many records tests/test_fuzz.py tries")

@@ -74,7 +74,13 @@ def test_the_transport_names_the_consumer_class() -> None:
 def chunk_app() -> ChunkApp:
     async def check_topics() -> None: ...
 
-    return ChunkApp("x", broker="kafka://127.0.0.1:1", resume_offset=lambda tp, committed: None, check_topics=check_topics)
+    return ChunkApp(
+        "x",
+        broker="kafka://127.0.0.1:1",
+        resume_offset=lambda tp, committed: None,
+        check_topics=check_topics,
+        read_committed=False,
+    )
 
 
 def test_the_fetch_waits_as_long_as_we_say() -> None:

@@ -330,9 +330,9 @@ async def test_an_error_of_ours_is_not_swallowed(log: Log) -> None:
 
 
 @asynccontextmanager
-async def event_log(bootstrap: str) -> AsyncIterator[tuple[KafkaEventLog, str]]:
+async def event_log(bootstrap: str, *, read_committed: bool = False) -> AsyncIterator[tuple[KafkaEventLog, str]]:
     topic = await create_topic(bootstrap, "events", partitions=4)
-    async with KafkaEventLog(bootstrap, topic) as log:
+    async with KafkaEventLog(bootstrap, topic, read_committed=read_committed) as log:
         yield log, topic
 
 
@@ -368,6 +368,23 @@ async def test_the_markers_of_transactions_need_not_be_applied(kafka: Any) -> No
         # Offset 0 is the record, 1 the marker.
         assert await log.ends({0: 1}) == {0: 1}
         assert await log.ends({0: 0}) == {0: 2}
+
+
+@pytest.mark.kafka
+async def test_a_transaction_that_goes_on_or_was_aborted_is_not_waited_for(kafka: Any) -> None:
+    async with event_log(kafka.bootstrap, read_committed=True) as (log, topic):
+        await append_batch(kafka.bootstrap, topic, 0, [b"x"] * 2)
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic)
+        async with producer:
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, b"v", partition=0)
+            # Offset 2 is in the transaction, 3 its marker.
+            assert await log.ends({0: 2}) == {0: 2}
+            assert await log.ends({0: 0}) == {0: 2}
+            await producer.abort_transaction()
+        assert await log.ends({0: 2}) == {0: 2}
+        await append_batch(kafka.bootstrap, topic, 0, [b"x"])
+        assert await log.ends({0: 2}) == {0: 5}
 
 
 async def test_without_brokers_it_is_an_error_of_kafka() -> None:
@@ -553,7 +570,7 @@ async def test_a_defect_in_the_expiry_of_leases_ends_the_worker(
 @pytest.mark.kafka
 async def test_leases_of_a_worker_that_was_killed_run_out_at_another(kafka: Any, tmp_path: Path) -> None:
     """On Kafka only: the embedded broker serves one worker."""
-    deployment = Deployment(kafka.bootstrap, tmp_path)
+    deployment = Deployment(kafka, tmp_path)
     deployment.settings["SEATMARK_LEASE_GRACE"] = "1s"
     await deployment.create()
     with running_worker(deployment.settings, deployment.log):

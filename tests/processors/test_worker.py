@@ -27,6 +27,7 @@ from schemas.events import decode, format_time
 from seatmark.cli import worker_config
 from seatmark.produce import worker_applied
 from seatmark.settings import load_settings
+from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
 from tests.brokers import admin_client
 from tests.worker_process import running_worker, settings_of
@@ -38,11 +39,13 @@ HOUR = 3_600_000
 class Deployment:
     """Topics of their own on a broker that tests share."""
 
-    def __init__(self, bootstrap: str, tmp_path: Path) -> None:
-        self.bootstrap = bootstrap
+    def __init__(self, broker: Any, tmp_path: Path) -> None:
+        self.bootstrap: str = broker.bootstrap
         self.prefix = f"t{uuid.uuid4().hex[:8]}-"
         self.topics = Topics(self.prefix)
-        self.settings = settings_of(bootstrap, self.prefix, PARTITIONS)
+        self.settings = settings_of(self.bootstrap, self.prefix, PARTITIONS)
+        if isinstance(broker, Tansu):
+            self.settings["SEATMARK_FENCING"] = "off"
         self.log = tmp_path / "worker.log"
         self.sent: dict[int, list[tuple[int, bytes, bytes]]] = defaultdict(list)
 
@@ -113,7 +116,7 @@ class Expected:
 
 @pytest.fixture
 async def deployment(broker: Any, tmp_path: Path) -> Deployment:
-    deployment = Deployment(broker.bootstrap, tmp_path)
+    deployment = Deployment(broker, tmp_path)
     await deployment.create()
     return deployment
 
@@ -271,8 +274,9 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
 
     monkeypatch.setattr(agents, "fold_chunk", fail)
     config = WorkerConfig(
-        brokers=deployment.bootstrap, topic_prefix=deployment.prefix, partitions=PARTITIONS, timezone="UTC",
-        late_after_ms=HOUR, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=6000, rebalance_timeout_ms=2000,
+        brokers=deployment.bootstrap, topic_prefix=deployment.prefix, partitions=PARTITIONS, fencing=False,
+        timezone="UTC", late_after_ms=HOUR, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=6000,
+        rebalance_timeout_ms=2000,
     )  # fmt: skip
     with pytest.raises(ChunkFailed) as failed:
         await asyncio.wait_for(run_worker(config, asyncio.Event()), 60)
@@ -290,7 +294,7 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
     tansu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faust empties the agents' queues after it has sought the offsets: what waits there would be gone."""
-    deployment = Deployment(tansu.bootstrap, tmp_path)
+    deployment = Deployment(tansu, tmp_path)
     await deployment.create()
     start = now_ms() - 200 * 40_000
     await deployment.send(some_events(100, start=start))
@@ -298,7 +302,7 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
         await deployment.applied()
         assert worker.stop() == 0
     await deployment.send(some_events(100, first=100, start=start))
-    seek, make_producers = ChunkConsumer.seek_to_committed, app.make_producers
+    seek, output_producer = ChunkConsumer.seek_to_committed, app.output_producer
     recovered = asyncio.Event()
 
     async def seek_slowly(consumer: ChunkConsumer) -> Any:
@@ -309,13 +313,13 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
         return offsets
 
     @asynccontextmanager
-    async def make_producers_late(brokers: str) -> AsyncIterator[Any]:
+    async def output_producer_late(brokers: str) -> AsyncIterator[Any]:
         await recovered.wait()
-        async with make_producers(brokers) as producers:
-            yield producers
+        async with output_producer(brokers) as producer:
+            yield producer
 
     monkeypatch.setattr(ChunkConsumer, "seek_to_committed", seek_slowly)
-    monkeypatch.setattr(app, "make_producers", make_producers_late)
+    monkeypatch.setattr(app, "output_producer", output_producer_late)
     stop = asyncio.Event()
     running = asyncio.ensure_future(run_worker(worker_config(load_settings(deployment.settings)), stop))
     try:
@@ -327,9 +331,29 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
 
 
 @pytest.mark.kafka
+async def test_events_of_a_transaction_that_was_aborted_never_happened(kafka: Any, tmp_path: Path) -> None:
+    """On Kafka only: a licence server may send in transactions, and take one back."""
+    deployment = Deployment(kafka, tmp_path)
+    await deployment.create()
+    start = now_ms() - 400 * 40_000
+    await deployment.send(some_events(100, start=start))
+    with running_worker(deployment.settings, deployment.log):
+        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=deployment.prefix) as producer:
+            await producer.begin_transaction()
+            # Other events than those that come: were one of them applied, all after it would differ.
+            for key, value in some_events(100, first=150, start=start):
+                await producer.send_and_wait(deployment.topics.events, key=key, value=value)
+            await deployment.applied()
+            await producer.abort_transaction()
+        await deployment.send(some_events(100, first=100, start=start))
+        await deployment.applied()
+    await assert_outputs(deployment, deployment.expected())
+
+
+@pytest.mark.kafka
 async def test_a_second_worker_shares_the_work_and_its_end_changes_nothing(kafka: Any, tmp_path: Path) -> None:
     """On Kafka only: the embedded broker serves one worker."""
-    deployment = Deployment(kafka.bootstrap, tmp_path)
+    deployment = Deployment(kafka, tmp_path)
     await deployment.create()
     start = now_ms() - 9000 * 40_000
     await deployment.send(some_events(3000, start=start))

@@ -31,16 +31,16 @@ FOOBAR = b"foobar"
 
 @pytest.fixture
 async def deployment(broker: Any, tmp_path: Path) -> Deployment:
-    return await deployed(broker.bootstrap, tmp_path)
+    return await deployed(broker, tmp_path)
 
 
 @pytest.fixture
 async def on_kafka(kafka: Any, tmp_path: Path) -> Deployment:
-    return await deployed(kafka.bootstrap, tmp_path)
+    return await deployed(kafka, tmp_path)
 
 
-async def deployed(bootstrap: str, tmp_path: Path) -> Deployment:
-    deployment = Deployment(bootstrap, tmp_path)
+async def deployed(broker: Any, tmp_path: Path) -> Deployment:
+    deployment = Deployment(broker, tmp_path)
     await deployment.create()
     return deployment
 
@@ -256,3 +256,11 @@ async def test_topics_that_do_not_fit_are_refused_at_the_start(deployment: Deplo
     assert f"{deployment.topics.changelog}: cleanup.policy is delete, expected compact" in told
     for topic in (deployment.topics.events, deployment.topics.changelog, deployment.topics.activity):
         assert f"{topic}: it has 2 partitions, SEATMARK_PARTITIONS is 3" in told
+
+
+async def test_brokers_without_transactions_are_refused_until_fencing_is_off(tansu: Any, tmp_path: Path) -> None:
+    deployment = await deployed(tansu, tmp_path)
+    settings = {**deployment.settings, "SEATMARK_FENCING": "on"}
+    with running_worker(settings, deployment.log) as worker:
+        assert worker.wait(60) == 1
+    assert "Set SEATMARK_FENCING=off only where a single worker runs" in deployment.log.read_text()
