@@ -13,8 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aiokafka import AIOKafkaProducer
+
 from processors import agents, expiry, sink, state
 from processors.batching import ChunkConsumer
+from processors.changelog import FencedChangelog
 
 # What a process says on its standard output, one line each.
 REACHED, GENERATION = b"FAULT reached ", b"FAULT generation "
@@ -31,15 +34,18 @@ class Failpoint:
 
 
 FAILPOINTS = {
-    # Of a chunk, in this order. `in-outputs`: one topic's outputs are with the broker, the next ones are not.
+    # Of a chunk, in this order. `in-outputs`: one topic's outputs are with the broker, the next ones are not. `in-state`: the state
+    # is with the broker too, in a transaction that is not committed.
     "after-fold": Failpoint("worker", "after", agents, "fold_chunk"),
     "in-outputs": Failpoint("worker", "acknowledged", agents.ChunkProcessor, "_send"),
-    "after-outputs": Failpoint("worker", "before", agents.ChunkProcessor, "_write_state"),
-    "after-state": Failpoint("worker", "after", agents.ChunkProcessor, "_write_state"),
+    "after-outputs": Failpoint("worker", "before", FencedChangelog, "write"),
+    "in-state": Failpoint("worker", "before", AIOKafkaProducer, "commit_transaction"),
+    "after-state": Failpoint("worker", "after", FencedChangelog, "write"),
     "after-ack-before-commit": Failpoint("worker", "before", ChunkConsumer, "_commit"),
     "after-commit": Failpoint("worker", "after", ChunkConsumer, "_commit"),
     # Of an assignment, in this order.
     "in-rebalance": Failpoint("worker", "after", state.PartitionStates, "drop"),
+    "after-take-over": Failpoint("worker", "after", FencedChangelog, "take_over"),
     "in-recovery": Failpoint("worker", "after", state.PartitionStates, "restore"),
     "after-recovery": Failpoint("worker", "after", state.PartitionStates, "restored"),
     # Of the events that close holds whose lease ran out.

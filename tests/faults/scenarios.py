@@ -101,7 +101,7 @@ async def failpoints(deployment: Deployment, chance: random.Random) -> None:
 
 def _times(name: str, chance: random.Random) -> int:
     # A changelog is read in a chunk or two, partitions move a few times in a run, and leases end seldom.
-    seldom = ("in-rebalance", "in-recovery", "after-recovery", "in-lease-send", "after-lease-send")
+    seldom = ("in-rebalance", "after-take-over", "in-recovery", "after-recovery", "in-lease-send", "after-lease-send")
     return chance.randint(1, 2 if name in seldom else 5)
 
 
