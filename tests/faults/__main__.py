@@ -7,12 +7,11 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from itertools import product
 from pathlib import Path
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
-from tests.faults.scenarios import ON_THREE_BROKERS, SCENARIOS, Run, play
-from tests.faults.stack import open_stack
+from tests.faults.scenarios import ON_THREE_BROKERS, SCENARIOS, SIDE_BY_SIDE, Run, play
+from tests.faults.stack import Stack, open_stack
 
 
 async def main() -> int:
@@ -21,6 +20,7 @@ async def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first run, the next ones count up; default: a fresh one")
     parser.add_argument("--count", type=int, default=1, help="runs of each scenario (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: one that is deleted")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side, where that can be (default: %(default)s)")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(2**31)
     runs: list[Run] = []
@@ -31,13 +31,23 @@ async def main() -> int:
             if not names:
                 continue
             with KafkaCluster(brokers, directory / "kafka", proxies=free_ports(brokers)) as kafka:
-                async with open_stack(kafka, directory / f"on-{brokers}") as stack:
-                    for name, number in product(names, range(options.count)):
-                        run = await play(name, seed + number, stack, directory)
+                async with open_stack(kafka, directory / f"on-{brokers}", small_disk="disk_full" in names) as stack:
+
+                    async def one(name: str, seed: int, stack: Stack = stack) -> None:
+                        run = await play(name, seed, stack, directory)
                         runs.append(run)
                         print(run, *(f"    {finding}" for finding in run.failed), sep="\n", flush=True)
+
+                    for name in names:
+                        at_once = options.at_once if name in SIDE_BY_SIDE else 1
+                        for some in batched(range(seed, seed + options.count), at_once):
+                            await asyncio.gather(*(one(name, number) for number in some))
     print_totals(runs)
     return 1 if any(run.failed for run in runs) else 0
+
+
+def batched(seeds: range, size: int) -> list[range]:
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
 def print_totals(runs: list[Run]) -> None:

@@ -34,8 +34,8 @@ class Failpoint:
 
 
 FAILPOINTS = {
-    # Of a chunk, in this order. `in-outputs`: one topic's outputs are with the broker, the next ones are not. `in-state`: the state
-    # is with the broker too, in a transaction that is not committed.
+    # Of a chunk, in this order. `in-outputs`: one topic's outputs are with the broker, the next ones are not. `in-state`: the
+    # state is with the broker too, in a transaction that is not committed.
     "after-fold": Failpoint("worker", "after", agents, "fold_chunk"),
     "in-outputs": Failpoint("worker", "acknowledged", agents.ChunkProcessor, "_send"),
     "after-outputs": Failpoint("worker", "before", FencedChangelog, "write"),
@@ -64,12 +64,18 @@ def say(line: bytes) -> None:
     os.write(1, line + b"\n")
 
 
-def install(order: str) -> None:
-    """Make this process fail. order: `name:n`, killed (SIGKILL) at the n-th time; `name:n:freeze`, stopped (SIGSTOP).
+def install(orders: str) -> None:
+    """Make this process fail. orders, with commas between them: `name:n`, killed (SIGKILL) when it gets there the n-th time;
+    `name:n:freeze`, stopped (SIGSTOP); `name:n:note`, only said.
 
     Raises KeyError: there is no such failpoint.
     """
-    name, times, *freeze = order.split(":")
+    for order in orders.split(","):
+        _install(order)
+
+
+def _install(order: str) -> None:
+    name, times, *instead = order.split(":")
     failpoint = FAILPOINTS[name]
     left = int(times)
 
@@ -78,11 +84,11 @@ def install(order: str) -> None:
         left -= 1
         if left == 0:
             say(REACHED + order.encode())
-            os.kill(os.getpid(), signal.SIGSTOP if freeze else signal.SIGKILL)
+            if instead != ["note"]:
+                os.kill(os.getpid(), signal.SIGSTOP if instead == ["freeze"] else signal.SIGKILL)
 
-    setattr(
-        failpoint.owner, failpoint.function, _wrapped(getattr(failpoint.owner, failpoint.function), failpoint.when, reached)
-    )
+    function = getattr(failpoint.owner, failpoint.function)
+    setattr(failpoint.owner, failpoint.function, _wrapped(function, failpoint.when, reached))
 
 
 def _wrapped(function: Callable[..., Any], when: str, reached: Callable[[], None]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,10 @@ from tests.faults.stack import PARTITIONS, WAIT_SECONDS, Deployment, Stack
 Scenario = Callable[[Deployment, random.Random], Awaitable[None]]
 
 
+class NotHere(Exception):
+    """A scenario cannot be played on this machine; the message says why."""
+
+
 @dataclass
 class Run:
     """What came of one scenario with one seed. failed: why it did not come to its end, or what differs; empty: all is right."""
@@ -38,9 +43,12 @@ class Run:
     rebalances: int = 0
     check: Check = field(default_factory=Check)
     failed: list[str] = field(default_factory=list)
+    not_here: str = ""
 
     def __str__(self) -> str:
         ended = f", ended by itself: {dict(self.ended_by_itself)}" if self.ended_by_itself else ""
+        if self.not_here:
+            return f"{self.scenario}: not played: {self.not_here}"
         result = "all right" if not self.failed else f"{len(self.failed)} FINDINGS"
         return (
             f"{self.scenario} seed {self.seed}: {self.kills.total()} kills, {self.rebalances} rebalances, "
@@ -56,15 +64,17 @@ async def play(name: str, seed: int, stack: Stack, directory: Path, *, events: i
     deployment = Deployment(stack, seed, directory / f"{name}-{seed}", events, entitlements)
     try:
         await deployment.create()
-        await (SCENARIOS | ON_THREE_BROKERS)[name](deployment, random.Random(seed))
+        await ALL[name](deployment, random.Random(seed))
         await deployment.feed.stop()
-        stack.heal()
         run.check = await settled_and_checked(deployment)
         run.failed = run.check.examples
+    except NotHere as reason:
+        run.not_here = str(reason)
     except Exception as error:
         run.failed = ["".join(traceback.format_exception(error))]
     finally:
-        stack.heal()
+        if name not in SIDE_BY_SIDE:
+            stack.heal()
         await deployment.stop()
     run.seconds = time.monotonic() - started
     run.kills, run.ended_by_itself = deployment.kills, deployment.ended_by_itself
@@ -103,6 +113,17 @@ def _times(name: str, chance: random.Random) -> int:
     # A changelog is read in a chunk or two, partitions move a few times in a run, and leases end seldom.
     seldom = ("in-rebalance", "after-take-over", "in-recovery", "after-recovery", "in-lease-send", "after-lease-send")
     return chance.randint(1, 2 if name in seldom else 5)
+
+
+async def few_failpoints(deployment: Deployment, chance: random.Random) -> None:
+    """As failpoints, at three of them: for the tests of every day."""
+    names = list(FAILPOINTS)
+    await deployment.feed.send(200)
+    deployment.feed.start(records=6)
+    for role, count in (("worker", 1), ("worker", 1), ("sink", 1)):
+        of_role = [name for name in names if FAILPOINTS[name].role == role]
+        deployment.add(role, [f"{name}:{_times(name, chance)}" for name in chance.sample(of_role, count)])  # type: ignore[arg-type]
+    await deployment.failpoints_reached()
 
 
 async def random_kills(deployment: Deployment, chance: random.Random) -> None:
@@ -297,6 +318,33 @@ def _has_gaps(records: list[ConsumerRecord]) -> bool:
     )
 
 
+async def disk_full(deployment: Deployment, chance: random.Random) -> None:
+    """The disk of ClickHouse has no room left, and is given some again; twice."""
+    disk = deployment.stack.disk
+    if disk is None:
+        raise NotHere("a small disk for ClickHouse can only be made by root (mount -t tmpfs)")
+    await begin(deployment)
+    sink = deployment.parts[-1]
+    for attempt in range(1, 3):
+        await asyncio.sleep(chance.uniform(0.5, 2))
+        ballast = disk / "ballast"
+        await asyncio.to_thread(_fill, ballast)
+        await deployment.told(sink, "NOT_ENOUGH_SPACE", times=attempt)
+        await asyncio.sleep(chance.uniform(0, 3))
+        ballast.unlink()
+        await deployment.applied()
+        await asyncio.sleep(3)
+
+
+def _fill(ballast: Path) -> None:
+    """Write until the disk is full."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        for size in (1 << 20, 1 << 12):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
 async def leader_loss(deployment: Deployment, chance: random.Random) -> None:
     """Three brokers, each record on all of them: one after the other is killed under load, and started again."""
     await begin(deployment, workers=2)
@@ -315,7 +363,10 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         failpoints, random_kills, scale, zombie, poison, insert_answers_lost, clickhouse_down, broker_restart, broker_hangs,
-        network, compacted_changelog,
+        network, compacted_changelog, disk_full,
     )
 }  # fmt: skip
+# These are done to the deployment only, so that several can be played on a stack at the same time.
+SIDE_BY_SIDE = {"failpoints", "few_failpoints", "random_kills", "scale", "zombie", "poison", "compacted_changelog"}
 ON_THREE_BROKERS: dict[str, Scenario] = {"leader_loss": leader_loss}
+ALL = SCENARIOS | ON_THREE_BROKERS | {"few_failpoints": few_failpoints}

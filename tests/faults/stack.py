@@ -4,12 +4,13 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,28 +41,39 @@ WAIT_SECONDS = 180.0
 # A part that ends by itself is started again after this, as by whatever looks after processes; so often, and no more.
 _RESTART_SECONDS = 1.0
 _MOST_ENDS = 60
+_SMALL_DISK = "512m"
 
 
 class Stack:
     """Brokers and ClickHouse, for many deployments one after the other. Worker and sink reach them through the proxies."""
 
-    def __init__(self, kafka: KafkaCluster, brokers: list[Proxy], clickhouse: ClickHouse, store: Proxy) -> None:
+    def __init__(
+        self, kafka: KafkaCluster, brokers: list[Proxy], clickhouse: ClickHouse, store: Proxy, disk: Path | None
+    ) -> None:
+        """disk: where ClickHouse's data is, if that is a disk of its own and small."""
         self.kafka = kafka
         self.brokers = brokers
         self.clickhouse = clickhouse
         self.store = store
+        self.disk = disk
 
     def heal(self) -> None:
-        """Have all proxies forward everything."""
+        """Have all proxies forward everything, and brokers that were frozen go on."""
         for proxy in (self.store, *self.brokers):
             proxy.heal()
+        for number in range(1, len(self.brokers) + 1):
+            self.kafka.thaw(number)
 
 
 @asynccontextmanager
-async def open_stack(kafka: KafkaCluster, directory: Path) -> AsyncIterator[Stack]:
-    """A stack on running brokers that were made with ports for proxies. directory: for ClickHouse's data."""
+async def open_stack(kafka: KafkaCluster, directory: Path, *, small_disk: bool = False) -> AsyncIterator[Stack]:
+    """A stack on running brokers that were made with ports for proxies.
+
+    directory: for ClickHouse's data. small_disk: mount a disk of its own there, if we are root.
+    """
     clickhouse = ClickHouse(directory / "clickhouse", free_ports(1)[0])
     async with AsyncExitStack() as open_ones:
+        disk = open_ones.enter_context(_mounted(directory)) if small_disk and os.geteuid() == 0 else None
         open_ones.push_async_callback(clickhouse.kill)
         await clickhouse.start()
         store = await open_ones.enter_async_context(Proxy(clickhouse.port))
@@ -69,7 +81,21 @@ async def open_stack(kafka: KafkaCluster, directory: Path) -> AsyncIterator[Stac
             await open_ones.enter_async_context(Proxy(behind, port))
             for behind, port in zip(kafka.behind_proxies, kafka.proxies, strict=True)
         ]
-        yield Stack(kafka, brokers, clickhouse, store)
+        yield Stack(kafka, brokers, clickhouse, store, disk)
+
+
+@contextmanager
+def _mounted(directory: Path) -> Iterator[Path | None]:
+    """A file system of its own on a directory, in memory; None where that is not allowed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={_SMALL_DISK}", "seatmark-faults", str(directory)]
+    if subprocess.run(mounting, stderr=subprocess.DEVNULL, check=False).returncode:
+        yield None
+        return
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 class Part:
@@ -386,10 +412,10 @@ class Deployment:
                     return
                 await asyncio.sleep(0.2)
 
-    async def told(self, part: Part, words: str) -> None:
-        """Wait until a part's log has these words."""
+    async def told(self, part: Part, words: str, times: int = 1) -> None:
+        """Wait until a part's log has these words so many times."""
         async with asyncio.timeout(WAIT_SECONDS):
-            while words not in part.log.read_text():
+            while not part.log.exists() or part.log.read_text().count(words) < times:
                 await asyncio.sleep(0.1)
 
     async def caught_up(self) -> None:
