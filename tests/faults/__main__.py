@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
-from tests.faults.scenarios import ON_THREE_BROKERS, SCENARIOS, SIDE_BY_SIDE, Run, play
+from tests.faults.scenarios import ALL, ON_THREE_BROKERS, SCENARIOS, SIDE_BY_SIDE, Run, play
 from tests.faults.stack import Stack, open_stack
 
 
 async def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--scenario", choices=[*SCENARIOS, *ON_THREE_BROKERS], action="append", help="default: all")
+    parser.add_argument("--scenario", choices=list(ALL), action="append", help="default: all")
     parser.add_argument("--seed", type=int, help="of the first run, the next ones count up; default: a fresh one")
     parser.add_argument("--count", type=int, default=1, help="runs of each scenario (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: one that is deleted")
@@ -26,8 +26,9 @@ async def main() -> int:
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="seatmark-faults-") as scratch:
         directory = options.keep or Path(scratch)
-        for brokers, scenarios in ((1, SCENARIOS), (3, ON_THREE_BROKERS)):
-            names = [name for name in scenarios if not options.scenario or name in options.scenario]
+        asked = options.scenario or [*SCENARIOS, *ON_THREE_BROKERS]
+        for brokers in (1, 3):
+            names = [name for name in asked if (name in ON_THREE_BROKERS) == (brokers == 3)]
             if not names:
                 continue
             with KafkaCluster(brokers, directory / "kafka", proxies=free_ports(brokers)) as kafka:

@@ -77,8 +77,9 @@ class Proxy:
         try:
             if self._refusing:
                 return
-            await self._open.wait()
-            with suppress(OSError):
+            # Cancelled only when the proxy ends, and asyncio would complain of it.
+            with suppress(OSError, asyncio.CancelledError):
+                await self._open.wait()
                 server_reader, server = await asyncio.open_connection("127.0.0.1", self._target, limit=_PIECE)
                 self._writers.add(server)
                 try:

@@ -117,13 +117,26 @@ def _times(name: str, chance: random.Random) -> int:
 
 async def few_failpoints(deployment: Deployment, chance: random.Random) -> None:
     """As failpoints, at three of them: for the tests of every day."""
-    names = list(FAILPOINTS)
     await deployment.feed.send(200)
     deployment.feed.start(records=6)
-    for role, count in (("worker", 1), ("worker", 1), ("sink", 1)):
-        of_role = [name for name in names if FAILPOINTS[name].role == role]
-        deployment.add(role, [f"{name}:{_times(name, chance)}" for name in chance.sample(of_role, count)])  # type: ignore[arg-type]
+    for role in ("worker", "worker", "sink"):
+        name = chance.choice([name for name in FAILPOINTS if FAILPOINTS[name].role == role])
+        deployment.add(role, [f"{name}:{_times(name, chance)}"])  # type: ignore[arg-type]
     await deployment.failpoints_reached()
+
+
+async def every_failpoint_noted(deployment: Deployment, chance: random.Random) -> None:
+    """A worker and a sink say which failpoints they get to; then they are killed."""
+    await deployment.feed.send(200)
+    deployment.feed.start(records=6)
+    for role in ("worker", "sink"):
+        names = [name for name in FAILPOINTS if FAILPOINTS[name].role == role]
+        part = deployment.add(role, [",".join(f"{name}:1:note" for name in names)])  # type: ignore[arg-type]
+        for name in names:
+            await deployment.told(part, f"FAULT reached {name}:1:note\n")
+    for part in deployment.parts:
+        part.plan.clear()
+        part.kill()
 
 
 async def random_kills(deployment: Deployment, chance: random.Random) -> None:
@@ -367,6 +380,15 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }  # fmt: skip
 # These are done to the deployment only, so that several can be played on a stack at the same time.
-SIDE_BY_SIDE = {"failpoints", "few_failpoints", "random_kills", "scale", "zombie", "poison", "compacted_changelog"}
+SIDE_BY_SIDE = {
+    "failpoints",
+    "few_failpoints",
+    "every_failpoint_noted",
+    "random_kills",
+    "scale",
+    "zombie",
+    "poison",
+    "compacted_changelog",
+}
 ON_THREE_BROKERS: dict[str, Scenario] = {"leader_loss": leader_loss}
-ALL = SCENARIOS | ON_THREE_BROKERS | {"few_failpoints": few_failpoints}
+ALL = SCENARIOS | ON_THREE_BROKERS | {scenario.__name__: scenario for scenario in (few_failpoints, every_failpoint_noted)}

@@ -414,9 +414,10 @@ class Deployment:
 
     async def told(self, part: Part, words: str, times: int = 1) -> None:
         """Wait until a part's log has these words so many times."""
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not part.log.exists() or part.log.read_text().count(words) < times:
-                await asyncio.sleep(0.1)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not part.log.exists() or part.log.read_text().count(words) < times:
+            assert time.monotonic() < deadline, f"{part.name} has not said {words!r} in {WAIT_SECONDS:.0f} s"
+            await asyncio.sleep(0.1)
 
     async def caught_up(self) -> None:
         """Wait until all that is on the topic is applied, and what came of it stored; also what the workers add meanwhile."""
