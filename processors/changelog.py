@@ -98,10 +98,12 @@ class FencedChangelog:
     async def write(self, partition: int, records: Iterable[StateRecord]) -> None:
         """See Changelog."""
         producer = self._producers[partition]
+        batch = _batch(producer, partition, records)
         try:
-            async with producer.transaction():
-                batch = _batch(producer, partition, records)
-                await (await producer.send_batch(batch, self._topic, partition=partition))
+            await producer.begin_transaction()
+            sent = await producer.send_batch(batch, self._topic, partition=partition)
+            # The end of the transaction waits for the batch. Both are asked, so that neither's failure is left over.
+            await asyncio.gather(producer.commit_transaction(), sent)
         except (ProducerFenced, InvalidProducerEpoch) as error:
             raise Fenced(
                 f"another worker has taken over partition {partition}: this one was not heard of for longer than its session "

@@ -66,9 +66,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A correction as a record of entitlement-events."""
+    """A correction as a record of entitlement-events. key: the entitlement, which also tells the partition."""
 
-    partition: int
     key: bytes
     value: bytes
 
@@ -229,8 +228,8 @@ class Restater:
             repeats=work.repeats,
             on_outcome=on_outcome,
         )
-        partition = current[0].partition
-        return _Folded(key, work, partition, history, changed, _basis(history, work.standing, watermarks.get(partition, -1)))
+        watermark = watermarks.get(current[0].partition, -1)
+        return _Folded(key, work, history, changed, _basis(history, work.standing, watermark))
 
     def _corrections(self, folded: "_Folded", now_ms: int) -> list[tuple[Outgoing, bool]]:
         """What has to be sent about an element, and whether it changes something."""
@@ -268,7 +267,7 @@ class Restater:
                 id=seatmark_id("restate", entitlement, element, basis, correction.part),
             )
             differs = bool(correction.holds or correction.difference or correction.terms)
-            made.append((Outgoing(folded.partition, entitlement.encode(), value), differs))
+            made.append((Outgoing(entitlement.encode(), value), differs))
         return made
 
 
@@ -317,7 +316,6 @@ class _Folded:
 
     key: Key
     work: _Work
-    partition: int
     history: History
     changed: list["ChangedRow"]
     basis: int

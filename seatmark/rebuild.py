@@ -15,6 +15,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 
 from processors.agents import Topics
 from processors.app import worker_group
+from processors.changelog import FencedChangelog
 from processors.codec import StateRecord, encode_cursor
 from processors.domain.days import Calendar
 from processors.incarnation import topic_incarnation
@@ -136,6 +137,8 @@ def _rewrite_effects(log: RawLog, settings: Settings, epoch: int, on_progress: O
 
 async def _rebuild_changelog(log: RawLog, settings: Settings, epoch: int, on_progress: OnProgress) -> None:
     topics = Topics(settings.topic_prefix)
+    if settings.fencing == "on":
+        await _fence_workers(settings, topics.changelog)
     await _make_changelog_anew(settings, topics.changelog)
     incarnation = await topic_incarnation(settings.brokers, topics.events)
     # Of a topic that is still the same, what the raw log holds is applied; of another one, nothing is.
@@ -230,6 +233,15 @@ async def _refuse_while_running(settings: Settings) -> None:
         raise RebuildRefused(
             f"the sink has still {behind:,} records to store: let it run until it has caught up, and run this again"
         )
+
+
+async def _fence_workers(settings: Settings, changelog: str) -> None:
+    """A worker that has left the group because it is frozen must not write what it has in hand when it wakes up."""
+    owner = FencedChangelog(settings.brokers, changelog)
+    try:
+        await owner.take_over(range(settings.partitions))
+    finally:
+        await owner.close()
 
 
 async def _make_changelog_anew(settings: Settings, name: str) -> None:

@@ -39,6 +39,7 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
 
     from processors.agents import Topics
     from processors.domain.days import Calendar
+    from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
     from views.raw_log import RawLog
     from views.store import connect
@@ -48,7 +49,9 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
 
     async def send(outgoing: Outgoing) -> None:
-        await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=outgoing.partition)
+        # Not where its events once were: the topic may have had fewer partitions then.
+        partition = partition_of(outgoing.key.decode(), settings.partitions)
+        await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
 
     restater = Restater(RawLog(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
     try:

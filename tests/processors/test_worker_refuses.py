@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from processors.changelog import Fenced, FencedChangelog
 from processors.codec import STATE_VERSION, Cursor, encode_cursor
 from processors.incarnation import topic_incarnation
 from schemas.activity import decode_activity
@@ -19,6 +20,7 @@ from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, wait_until_stored
 from seatmark.topics import ensure_topics
 from tests.brokers import admin_client, create_topic_named, delete_topic
+from tests.processors.test_changelog import forget_failed_futures
 from tests.processors.test_worker import PARTITIONS, Deployment, assert_outputs, now_ms, some_events
 from tests.worker_process import running, running_worker
 from views.migrate import migrate
@@ -135,8 +137,16 @@ async def test_what_a_worker_says_to_do_about_a_topic_that_was_made_anew_puts_it
             await stored()
             await make_anew(on_kafka, on_kafka.topics.events)
             assert worker.wait(60) == 1
+        # As a worker that is frozen, and so has left the group.
+        frozen = FencedChangelog(on_kafka.bootstrap, on_kafka.topics.changelog)
+        await frozen.take_over(range(PARTITIONS))
         with running("rebuild", on_kafka.settings, tmp_path / "rebuild.log", "--yes") as rebuild:
             assert rebuild.wait(60) == 0, rebuild.log.read_text()
+        for partition in range(PARTITIONS):
+            with pytest.raises(Fenced):
+                await frozen.write(partition, [(b"outdated", b"state")])
+        await frozen.close()
+        forget_failed_futures()
         # The licence server sends one of its events again, and a new one.
         await on_kafka.send([(FOOBAR, seat(FOOBAR, number)) for number in (2, 3)])
         with running_worker(on_kafka.settings, on_kafka.log):
