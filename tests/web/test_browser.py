@@ -1,26 +1,33 @@
 """The pages in a real Chromium: open, filter, hover, open a day, page the history, download, sign in, see what is new.
 
-Screenshots are left in the directory that PAGE_SCREENSHOTS names, for a person to look at.
+Screenshots are left in .cache/screenshots, for a person to look at.
 """
 
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import orjson
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from schemas.events import format_time
+from seatmark.demo import made_up_events
+from tests.seatmark.test_stack import RunningStack
 from tests.web.conftest import ACME, Place, Running, event
 
 pytestmark = pytest.mark.browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT_MS = 20_000
+SCREENSHOTS = Path(__file__).resolve().parents[2] / ".cache" / "screenshots"
 SIZES = {"desk": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
@@ -81,10 +88,8 @@ def open_page(chromium: Browser) -> Iterator[Callable[..., Opened]]:
 
 
 def keep(page: Page, name: str) -> None:
-    directory = os.environ.get("PAGE_SCREENSHOTS")
-    if directory:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("phone", "dark")])
@@ -231,3 +236,46 @@ def test_a_graph_that_cannot_be_drawn_says_so(demo_web: Running, open_page: Call
     page.goto(f"{demo_web.url}/entitlements/ent-1003")
     expect(page.locator("#chart .failed")).to_contain_text("The table below has the same numbers")
     opened.complaints = [said for said in opened.complaints if "ERR_" not in said]
+
+
+def test_on_the_running_stack_what_is_sent_is_seen_and_all_numbers_agree(
+    open_page: Callable[..., Opened], tmp_path: Path
+) -> None:
+    """`seatmark up` with the demo's events: broker, worker, sink, ClickHouse and web as processes of their own."""
+    stack = RunningStack(tmp_path / "data")
+    try:
+        stack.start()
+        lines = [orjson.dumps(event) for event in made_up_events(int(time.time() * 1000))]
+        assert stack.run("produce", "-", given=b"\n".join(lines)).returncode == 0
+        web = stack.environment["SEATMARK_URL"]
+        page = open_page().go(web)
+        page.click("text=ent-1002")
+        page.wait_for_selector("#chart[data-drawn]")
+        expect(page.locator("#live")).to_have_attribute("data-state", "live")
+        keep(page, "activity-log-running-stack")
+
+        # The table of the page, the API and the command line say the same, and the audit has nothing against it.
+        shown = {
+            str(row.get_attribute("data-day")): row.locator("td").all_text_contents()[:2]
+            for row in page.locator("#days tr[data-day]").all()
+        }
+        told = {day["day"]: [str(day["min"]), str(day["max"])] for day in stack.usage("ent-1002")}
+        assert shown == told != {}
+        audit = stack.run("audit")
+        assert audit.returncode == 0, audit.stdout
+
+        with page.expect_download() as download:
+            page.click("#history >> text=CSV")
+        rows = Path(download.value.path()).read_bytes()
+        assert rows == httpx.get(f"{web}/api/v1/entitlements/ent-1002/history.csv", params={"days": 30}).content
+
+        # Somebody takes a seat while the page is open, and the link that was clicked has the focus.
+        live = event("seat.activated", "24T09:30", seat_id="seen-live", user="zoe@borealis.example") | {
+            "subject": "ent-1002", "time": format_time(int(time.time() * 1000)),
+        }  # fmt: skip
+        assert stack.run("produce", "-", given=orjson.dumps(live)).returncode == 0
+        expect(page.locator("#events tbody tr").first).to_contain_text("zoe@borealis.example", timeout=WAIT_MS)
+        assert page.evaluate("document.activeElement.textContent") == "CSV"
+        page.close()
+    finally:
+        stack.kill()

@@ -151,8 +151,11 @@ async function refresh() {
   for (const id of ["elements", "days", "history"]) {
     const here = document.getElementById(id);
     const there = page.getElementById(id);
-    // Not under somebody's hands.
-    if (here && there && !here.contains(document.activeElement)) here.replaceWith(document.adoptNode(there));
+    const focused = here?.contains(document.activeElement) ? document.activeElement : null;
+    // Not a field under somebody's hands; a link may be the one that was clicked a minute ago.
+    if (!here || !there || focused?.matches("input, select, button")) continue;
+    here.replaceWith(document.adoptNode(there));
+    if (focused) [...there.querySelectorAll("a")].find((link) => link.href === focused.href)?.focus({ preventScroll: true });
   }
   for (const row of document.querySelectorAll("#events tbody tr")) row.classList.toggle("new", !known.has(row.textContent));
   usage = null;
