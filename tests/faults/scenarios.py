@@ -102,7 +102,8 @@ async def failpoints(deployment: Deployment, chance: random.Random) -> None:
         of_role = plans[FAILPOINTS[name].role]
         of_role[number % len(of_role)].append(f"{name}:{_times(name, chance)}")
     await deployment.feed.send(200)
-    deployment.feed.start()
+    # Slowly: on a busy machine it takes minutes to start so many processes.
+    deployment.feed.start(records=5)
     for role, of_role in plans.items():
         for plan in of_role:
             deployment.add(role, plan)  # type: ignore[arg-type]
