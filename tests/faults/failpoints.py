@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from processors import agents, expiry, sink, state
 from processors.batching import ChunkConsumer
 from processors.changelog import FencedChangelog
+from views.raw_log import RawLog
 
 # What a process says on its standard output, one line each.
 REACHED, GENERATION = b"FAULT reached ", b"FAULT generation "
@@ -57,6 +58,13 @@ FAILPOINTS = {
     "sink-before-commit": Failpoint("sink", "before", sink.Sink, "_commit"),
     "sink-after-commit": Failpoint("sink", "after", sink.Sink, "_commit"),
 }
+# Of a sink that restates while events come in: around each insert, and around each correction that is sent.
+RESTATING = {
+    "restate-before-insert": Failpoint("sink", "before", RawLog, "insert"),
+    "restate-after-insert": Failpoint("sink", "after", RawLog, "insert"),
+    "restate-before-send": Failpoint("sink", "before", AIOKafkaProducer, "send_and_wait"),
+    "restate-after-send": Failpoint("sink", "after", AIOKafkaProducer, "send_and_wait"),
+}
 
 
 def say(line: bytes) -> None:
@@ -76,7 +84,7 @@ def install(orders: str) -> None:
 
 def _install(order: str) -> None:
     name, times, *instead = order.split(":")
-    failpoint = FAILPOINTS[name]
+    failpoint = (FAILPOINTS | RESTATING)[name]
     left = int(times)
 
     def reached() -> None:

@@ -21,7 +21,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from seatmark.produce import event_ends
 from tests.brokers import admin_client
 from tests.faults.checker import Check, checked, read
-from tests.faults.failpoints import FAILPOINTS
+from tests.faults.failpoints import FAILPOINTS, RESTATING
 from tests.faults.stack import PARTITIONS, WAIT_SECONDS, Deployment, Stack
 
 Scenario = Callable[[Deployment, random.Random], Awaitable[None]]
@@ -138,6 +138,24 @@ async def every_failpoint_noted(deployment: Deployment, chance: random.Random) -
     for part in deployment.parts:
         part.plan.clear()
         part.kill()
+
+
+async def restating(deployment: Deployment, chance: random.Random) -> None:
+    """The sink restates all the time, and is killed around what it stores and sends for that; so is the worker."""
+    deployment.restate_often()
+    await deployment.feed.send(200)
+    deployment.feed.start(records=5)
+    worker = deployment.add("worker")
+    plan = [f"{name}:{chance.randint(1, 6)}" for name in RESTATING]
+    chance.shuffle(plan)
+    sink = deployment.add("sink", plan)
+    kills = chance.randint(1, 3)
+    while sink.failing:
+        await asyncio.sleep(chance.uniform(1, 6))
+        if kills:
+            kills -= 1
+            worker.kill()
+        assert deployment.feed.left, f"the events ran out, and not reached are {sink.next_failpoints}"
 
 
 async def random_kills(deployment: Deployment, chance: random.Random) -> None:
@@ -376,8 +394,8 @@ async def leader_loss(deployment: Deployment, chance: random.Random) -> None:
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
-        failpoints, random_kills, scale, zombie, poison, insert_answers_lost, clickhouse_down, broker_restart, broker_hangs,
-        network, compacted_changelog, disk_full,
+        failpoints, restating, random_kills, scale, zombie, poison, insert_answers_lost, clickhouse_down, broker_restart,
+        broker_hangs, network, compacted_changelog, disk_full,
     )
 }  # fmt: skip
 # These are done to the deployment only, so that several can be played on a stack at the same time.
