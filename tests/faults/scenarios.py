@@ -107,7 +107,20 @@ async def failpoints(deployment: Deployment, chance: random.Random) -> None:
     for role, of_role in plans.items():
         for plan in of_role:
             deployment.add(role, plan)  # type: ignore[arg-type]
-    await deployment.failpoints_reached()
+    moving = asyncio.create_task(_move_partitions(deployment))
+    try:
+        await deployment.failpoints_reached()
+    finally:
+        moving.cancel()
+
+
+async def _move_partitions(deployment: Deployment) -> None:
+    """Now and then kill a worker that has no failpoint left, so that the other's partitions move: some failpoints are there."""
+    while True:
+        await asyncio.sleep(20)
+        for part in deployment.parts:
+            if part.name.startswith("worker") and not part.failing:
+                part.kill()
 
 
 def _times(name: str, chance: random.Random) -> int:
@@ -234,10 +247,11 @@ async def scale(deployment: Deployment, chance: random.Random) -> None:
 
 
 async def zombie(deployment: Deployment, chance: random.Random) -> None:
-    """A worker is frozen with a chunk whose outputs are sent and whose state is not, longer than its session. Another one takes
-    over and goes on. The first wakes and goes on, too. Then a third reads the state back; what the first wrote must not count.
+    """A worker is frozen with a chunk half done, its state not committed, for longer than its session. Another one takes over
+    and goes on. The first wakes and goes on, too. Then a third reads the state back; what the first wrote must not count.
     """
-    frozen = deployment.add("worker", [f"after-outputs:{chance.randint(2, 8)}:freeze"])
+    name = chance.choice(["in-outputs", "after-outputs", "in-state"])
+    frozen = deployment.add("worker", [f"{name}:{chance.randint(2, 8)}:freeze"])
     deployment.add("sink")
     await deployment.feed.send(200)
     deployment.feed.start()
