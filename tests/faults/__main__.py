@@ -68,7 +68,6 @@ def print_totals(runs: list[Run]) -> None:
 
 
 if __name__ == "__main__":
-    # Also for SIGINT, which a shell makes background commands ignore; brokers must not outlive us.
-    for interrupt in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interrupt, signal.default_int_handler)
+    # A shell makes background commands ignore it; brokers must not outlive us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(asyncio.run(main()))

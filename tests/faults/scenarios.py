@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 from aiokafka import ConsumerRecord
@@ -115,12 +115,15 @@ async def failpoints(deployment: Deployment, chance: random.Random) -> None:
 
 
 async def _move_partitions(deployment: Deployment) -> None:
-    """Now and then kill a worker that has no failpoint left, so that the other's partitions move: some failpoints are there."""
+    """Kill a worker where no failpoint is reached for a while: some are reached only when partitions move."""
+    workers = cycle([part for part in deployment.parts if part.name.startswith("worker")])
+    before: list[list[str]] = []
     while True:
         await asyncio.sleep(20)
-        for part in deployment.parts:
-            if part.name.startswith("worker") and not part.failing:
-                part.kill()
+        left = [part.next_failpoints for part in deployment.parts]
+        if left == before:
+            next(workers).kill()
+        before = left
 
 
 def _times(name: str, chance: random.Random) -> int:

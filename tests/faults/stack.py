@@ -23,7 +23,6 @@ from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors.agents import Topics
 from processors.app import worker_group
 from processors.partitions import partition_of
-from seatmark.children import end_with_parent
 from seatmark.produce import event_ends, group_is_stable, group_members, wait_until_stored, worker_applied
 from seatmark.settings import Settings, load_settings
 from seatmark.topics import ensure_topics
@@ -148,7 +147,6 @@ class Part:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    preexec_fn=end_with_parent,
                 )
             if self._note_end(await self._process.wait()):
                 await asyncio.sleep(_RESTART_SECONDS)
