@@ -36,7 +36,7 @@ class Failpoint:
 
 FAILPOINTS = {
     # Of a chunk, in this order. `in-outputs`: one topic's outputs are with the broker, the next ones are not. `in-state`: the
-    # state is with the broker too, in a transaction that is not committed.
+    # state is sent, in a transaction that is not committed.
     "after-fold": Failpoint("worker", "after", agents, "fold_chunk"),
     "in-outputs": Failpoint("worker", "acknowledged", agents.ChunkProcessor, "_send"),
     "after-outputs": Failpoint("worker", "before", FencedChangelog, "write"),
