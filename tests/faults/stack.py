@@ -342,7 +342,7 @@ class Deployment:
         self.database = self.prefix.replace("-", "_") + "db"
         self.environment = settings_of(stack.kafka.proxied_bootstrap, self.prefix, PARTITIONS) | {
             "SEATMARK_CLICKHOUSE_DSN": stack.clickhouse.dsn(self.database, stack.store.port),
-            # With less, workers on a busy machine are not ready in time when partitions move, and fence each other again and again.
+            # With less, workers on a busy machine are not ready in time when partitions move, and fence each other for long.
             "SEATMARK_REBALANCE_TIMEOUT": "6s",
             "SEATMARK_FLUSH_INTERVAL": "200ms",
             # Not before the end: what is live is compared with the model, which knows no corrections.
