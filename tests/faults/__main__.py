@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import random
 import signal
 import sys
@@ -22,6 +23,12 @@ async def main() -> int:
     parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: one that is deleted")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side, where that can be (default: %(default)s)")
     options = parser.parse_args()
+    # SIGTERM is to end it as SIGINT does: brokers must not outlive us.
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    # That brokers cannot be reached is what is wanted here.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     seed = options.seed if options.seed is not None else random.randrange(2**31)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="seatmark-faults-") as scratch:
@@ -68,6 +75,6 @@ def print_totals(runs: list[Run]) -> None:
 
 
 if __name__ == "__main__":
-    # A shell makes background commands ignore it; brokers must not outlive us.
+    # A shell makes background commands ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(asyncio.run(main()))
