@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check mutate bench kafka clean
+.PHONY: demo test check mutate bench faults kafka clean
 
 demo: .venv/installed  ## 30 days of a made-up vendor through the whole stack on this machine
 	@$(BIN)/seatmark demo
@@ -23,6 +23,9 @@ mutate: .venv/mutate  ## changes the fold in every small way and says which chan
 
 bench: .venv/installed  ## events per second beside a bare client loop and an idiomatic Faust agent; prints JSON
 	@$(BIN)/python -m benchmarks.throughput
+
+faults: .venv/installed  ## kills, freezes and cuts off all parts on a real Kafka; SCENARIO=name SEED=1 COUNT=10 choose; minutes
+	@$(BIN)/python -m tests.faults $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT)) $(ARGS)
 
 kafka: .venv/installed  ## a real Apache Kafka in the foreground
 	@deploy/kafka/start

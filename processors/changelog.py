@@ -107,8 +107,8 @@ class FencedChangelog:
         except (ProducerFenced, InvalidProducerEpoch) as error:
             raise Fenced(
                 f"another worker has taken over partition {partition}: this one was not heard of for longer than its session "
-                "timeout (SEATMARK_SESSION_TIMEOUT), because it was frozen, or starved of CPU or network. Nothing of the "
-                "chunk's state was written. Start the worker again"
+                "timeout (SEATMARK_SESSION_TIMEOUT), or not ready in time when partitions moved (SEATMARK_REBALANCE_TIMEOUT): "
+                "it was frozen, or starved of CPU or network. Nothing of the chunk's state was written. Start the worker again"
             ) from error
 
     async def close(self) -> None:

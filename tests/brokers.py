@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable
 
 
 @contextmanager
-def running_kafka(brokers: int, data_dir: Path) -> Iterator[KafkaCluster]:
-    """A running cluster. Where there can be none the test is skipped, or fails if ``CI`` is set."""
-    cluster = KafkaCluster(brokers, data_dir)
+def running_kafka(brokers: int, data_dir: Path, proxies: Sequence[int] = ()) -> Iterator[KafkaCluster]:
+    """A running cluster. Where there can be none the test is skipped, or fails if ``CI`` is set.
+
+    proxies: as for `KafkaCluster`.
+    """
+    cluster = KafkaCluster(brokers, data_dir, proxies=proxies)
     try:
         cluster.start()
     except KafkaUnavailable as unavailable:

@@ -78,7 +78,7 @@ async def test_a_vendor_ends_at_the_exact_numbers(
         (row[0], row[1]): row[2:]
         for row in client.query("SELECT entitlement, element, level, state FROM live_levels").result_rows
     }
-    days = stored_days(client, today)
+    days = stored_days(client, today, now)
     for key, element in exact.items():
         if levels[key] != (element.level, element.state):
             wrong.append((key, "live", levels[key], (element.level, element.state)))
@@ -98,13 +98,15 @@ FIELDS = (
 )  # fmt: skip
 
 
-def stored_days(client: Any, today: str) -> dict[tuple[str, str], dict[str, tuple[Any, ...]]]:
+def stored_days(client: Any, today: str, now_ms: int) -> dict[tuple[str, str], dict[str, tuple[Any, ...]]]:
+    """By element and day: the state, then FIELDS, of today as things stand at that moment, and the 13 days before it."""
     rows = client.query(
         "SELECT entitlement, element, toString(day), state, opening, closing, `min`, `max`, `limit`, hard_limit, terms_known, "
         "toInt64(overdraft_seconds * 1000), toInt128(unit_seconds * 1000), peak_overage, activations, deactivations, "
         "refreshes, denials, units_used "
-        "FROM usage(entitlement = '', element = '', last_day = {today:Date32}, days = 14, at = now64(3))",
-        parameters={"today": date.fromisoformat(today)},
+        "FROM usage(entitlement = '', element = '', last_day = {today:Date32}, days = 14, "
+        "at = fromUnixTimestamp64Milli({now:Int64}))",
+        parameters={"today": date.fromisoformat(today), "now": now_ms},
     )
     found: dict[tuple[str, str], dict[str, tuple[Any, ...]]] = defaultdict(dict)
     for entitlement, element, day, *values in rows.result_rows:

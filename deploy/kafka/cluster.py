@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -149,14 +150,18 @@ class KafkaCluster:
         data_dir: where topics, settings and logs go. Kept: a later cluster of the same size finds its topics
             there.
         port: port of the first broker, the others take the following ones. Without it free ones are chosen.
+        proxies: by broker, a port of loopback on which something forwards to the broker's second listener, whose port is in
+            ``behind_proxies``. Clients that come that way are told these ports: Kafka tells its clients where to connect.
     """
 
-    def __init__(self, brokers: int, data_dir: Path, port: int | None = None) -> None:
+    def __init__(self, brokers: int, data_dir: Path, port: int | None = None, proxies: Sequence[int] = ()) -> None:
         # By size, because one that was formatted as one broker cannot become three.
         self._directory = data_dir.resolve() / f"cluster-of-{brokers}"
-        free = free_ports(2 * brokers)
+        free = free_ports(3 * brokers)
         ports = free[:brokers] if port is None else range(port, port + brokers)
-        controller_ports = free[brokers:]
+        controller_ports = free[brokers : 2 * brokers]
+        self.behind_proxies = free[2 * brokers :] if proxies else []
+        self.proxies = list(proxies)
         self._nodes = {
             number: _Node(number, *of_node, self._directory / f"broker-{number}")
             for number, of_node in enumerate(zip(ports, controller_ports, strict=True), start=1)
@@ -168,6 +173,11 @@ class KafkaCluster:
     def bootstrap(self) -> str:
         """Addresses of all brokers, as clients take them."""
         return ",".join(f"{HOST}:{node.port}" for node in self._nodes.values())
+
+    @property
+    def proxied_bootstrap(self) -> str:
+        """Addresses of all brokers for clients that come through the proxies."""
+        return ",".join(f"{HOST}:{port}" for port in self.proxies)
 
     def start(self) -> None:
         """Start all brokers and return once each of them knows of all.
@@ -258,15 +268,22 @@ class KafkaCluster:
         voters = (f"{peer.number}@{HOST}:{peer.controller_port}" for peer in self._nodes.values())
         replicas = min(count, 3)
         in_sync = min(count, 2)
+        listeners = f"PLAINTEXT://{HOST}:{node.port}"
+        advertised, protocols = listeners, "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+        if self.proxies:
+            listeners += f",PROXIED://{HOST}:{self.behind_proxies[node.number - 1]}"
+            advertised += f",PROXIED://{HOST}:{self.proxies[node.number - 1]}"
+            protocols += ",PROXIED:PLAINTEXT"
         return {
             "process.roles": "broker,controller",
             "node.id": node.number,
             # Voters by setting rather than in the metadata: controller ports may differ the next time.
             "controller.quorum.voters": ",".join(voters),
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{HOST}:{node.port},CONTROLLER://{HOST}:{node.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{node.port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{listeners},CONTROLLER://{HOST}:{node.controller_port}",
+            "advertised.listeners": advertised,
+            "listener.security.protocol.map": protocols,
+            "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": node.data,
             "auto.create.topics.enable": "false",
             "default.replication.factor": replicas,
