@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,10 +21,14 @@ from processors.progress import Observation
 from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
 
+logger = logging.getLogger(__name__)
+
 # Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 # Alerts and days go to topics with the brokers' usual limit of 1 MiB a batch.
 _OUTPUT_BATCH_BYTES = 768 * 1024
+# A chunk takes less than a second where brokers answer. Supervisors wait for 30 s before they kill.
+_END_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -172,9 +178,28 @@ async def run_worker(
         if app.crash_reason is not None:
             raise app.crash_reason
     finally:
-        await app.stop()
+        await _end(worker)
+
+
+async def _end(worker: Worker) -> None:
+    """Let what is under way come to its end, if it does so soon: Faust would wait for brokers that are away without end."""
+
+    async def close() -> None:
+        await worker.app.stop()
         await worker.changelog.close()
         await worker.watch.close()
+
+    closing = asyncio.ensure_future(close())
+    # Not a timeout: what it cancels may go on all the same.
+    done, _ = await asyncio.wait({closing}, timeout=_END_SECONDS)
+    if not done:
+        logger.error(
+            "what was under way did not end within %d s of the worker's being stopped, as when brokers are away: it ends now. "
+            "Nothing is lost by that: its successor begins at the last state that was written",
+            _END_SECONDS,
+        )
+        os._exit(1)
+    closing.result()
 
 
 def relax_garbage_collection() -> None:

@@ -1,7 +1,7 @@
 """The command line with a worker that something hinders: `python -m tests.hindered worker`.
 
 HINDERED_BY says what: `recovery` does not end before the file HINDERED_UNTIL is there; `blocked`: the fold blocks the event
-loop for good; `waiting`: chunks wait for something that never comes.
+loop for good; `waiting`: chunks wait for something that never comes. Stopped, it is given one second to end.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import os
 import time
 from typing import Any
 
-from processors import agents
+from processors import agents, app
 from processors.batching import ChangelogStore
 from seatmark.cli import main
 
@@ -36,6 +36,7 @@ def recover_until_the_file_is_there() -> None:
 
 
 if __name__ == "__main__":
+    app._END_SECONDS = 1
     how = os.environ["HINDERED_BY"]
     if how == "recovery":
         recover_until_the_file_is_there()

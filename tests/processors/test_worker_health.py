@@ -155,6 +155,18 @@ async def test_a_worker_that_hangs_ends_itself_shows_where_and_the_next_one_does
 
 
 @pytest.mark.kafka
+async def test_a_worker_that_is_stopped_does_not_wait_without_end_for_a_chunk(on_kafka: Deployment, told: Told) -> None:
+    await on_kafka.send(some_events(100, start=now_ms() - 100 * 40_000))
+    with running("worker", {**on_kafka.settings, "HINDERED_BY": "waiting"}, on_kafka.log, module="tests.hindered") as worker:
+        await told.ready(worker)
+        assert worker.stop() == 1
+    assert "what was under way did not end within 1 s of the worker's being stopped" in on_kafka.log.read_text()
+    with running_worker(on_kafka.settings, on_kafka.log):
+        await on_kafka.applied()
+    await assert_outputs(on_kafka, on_kafka.expected())
+
+
+@pytest.mark.kafka
 async def test_brokers_that_do_not_answer_make_a_worker_unready_and_do_not_end_it(
     on_kafka: Deployment, kafka: Any, told: Told, tmp_path: Path
 ) -> None:
