@@ -34,6 +34,4 @@ WHERE entitlement = {entitlement:String}
     AND ({seat:String} = '' OR seat_id = {seat:String})
     AND ({user:String} = '' OR user = {user:String})
 ORDER BY time DESC, epoch DESC, `offset` DESC, element DESC
-LIMIT {rows:UInt32}
--- All versions of a row are in the partition of its time.
-SETTINGS do_not_merge_across_partitions_select_final = 1;
+LIMIT {rows:UInt32};

@@ -14,6 +14,4 @@ SELECT
 FROM days FINAL
 WHERE entitlement = {entitlement:String} AND element = {element:String} AND day >= day_before AND day <= {last_day:Date32}
     AND element IN {visible:Array(String)}
-ORDER BY day
--- All rows of a day are in the partition of its month.
-SETTINGS do_not_merge_across_partitions_select_final = 1;
+ORDER BY day;
