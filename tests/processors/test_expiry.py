@@ -390,7 +390,7 @@ async def test_a_transaction_that_goes_on_or_was_aborted_is_not_waited_for(kafka
 async def test_without_brokers_it_is_an_error_of_kafka() -> None:
     [port] = free_ports(1)
     with pytest.raises(KafkaConnectionError):
-        await KafkaEventLog(f"127.0.0.1:{port}", "events").ends({0: 0})
+        await KafkaEventLog(f"127.0.0.1:{port}", "events", read_committed=False).ends({0: 0})
 
 
 # --- The running worker
