@@ -30,6 +30,8 @@ WINDOW_DAYS = 30
 # A fold of more takes longer than anybody waits for a page.
 MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
+# How far back from its place a page of history is looked for at first.
+_USUAL_REACH_MS = 31 * 86_400_000
 _ONE_DAY = datetime.timedelta(days=1)
 _LAST_MS = 253_402_300_799_999
 
@@ -127,11 +129,7 @@ class Reader:
         if timezone is None or timezone == self.timezone:
             zone, today = self.timezone, self.today
             last = _last_day(to, today, zone)
-            window = {"first_day": max(FIRST_DATE, last - (days - 1) * _ONE_DAY), "last_day": last}
-            dates = self._query("dates", **window)
-            stored = self._query_of(entitlement, "usage_days", element=chosen, **window)
-            marks = self._query_of(entitlement, "usage_marks", element=chosen)
-            rows = completed_days(dates, stored, marks, today=today.isoformat(), at_ms=self.now_ms)
+            rows = self._completed_days(entitlement, chosen, max(FIRST_DATE, last - (days - 1) * _ONE_DAY), last)
         else:
             calendar = _calendar(timezone)
             zone, today = timezone, datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)
@@ -256,6 +254,18 @@ class Reader:
         following = _cursor(rows[-1]["start"], rows[-1]["entitlement"], rows[-1]["element"]) if more else None
         return Page([_with_times(row, "start", "end") for row in rows], following)
 
+    def _completed_days(
+        self, entitlement: str, element: str, first: datetime.date, last: datetime.date
+    ) -> list[dict[str, Any]]:
+        window = {"first_day": first, "last_day": last}
+        dates = self._query("dates", **window)
+        stored = self._query_of(entitlement, "usage_days", element=element, **window)
+        # Nothing is carried into a window whose first date has a row; to look for what would be, takes longer than the window.
+        if dates and not (stored and stored[0]["date"] == dates[0]["date"]):
+            stored = self._query_of(entitlement, "usage_before", element=element, first_day=first) + stored
+        marks = self._query_of(entitlement, "usage_marks", element=element)
+        return completed_days(dates, stored, marks, today=self.today.isoformat(), at_ms=self.now_ms)
+
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
         where = {
@@ -265,7 +275,12 @@ class Reader:
         }  # fmt: skip
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
-        [span] = self._query_of(entitlement, "history_span", **where, from_ms=wanted.from_ms, rows=looked_at)
+        # They are usually of the weeks before the place, or before the last event: for those, few partitions have to be opened.
+        newest = min(place[0], max(element["as_of"] for element in self.elements_of(entitlement)))
+        for from_ms in (max(wanted.from_ms, newest - _USUAL_REACH_MS), wanted.from_ms):
+            [span] = self._query_of(entitlement, "history_span", **where, from_ms=from_ms, rows=looked_at)
+            if span["found"] == looked_at or from_ms == wanted.from_ms:
+                break
         if not span["found"]:
             return Page([], None)
         rows = self._query_of(entitlement, "history", **where, from_ms=span["oldest"], rows=limit + 1)
