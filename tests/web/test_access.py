@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.web.conftest import ACME, Place, client_of, event, terms
-from views.store import connect
+from views.store import connect, named_queries
 from views.tokens import Scope, TokenRefused, list_tokens, make_token, revoke_token
 
 QUERIES = Path(__file__).parents[2] / "views" / "queries"
@@ -197,6 +197,9 @@ def test_every_query_is_bound_to_the_scope() -> None:
         assert any(way in text for way in bound) == (file.stem not in free), file.name
         tables = re.findall(r"\b(?:FROM|JOIN) (elements|live_levels|overdrawn_now)\b", text)
         assert tables == [], f"{file.name} reads elements around the scope"
+        sent = named_queries()[file.stem]
+        assert sent.count("has({customers:Array(String)}, assumeNotNull(customer))") == text.count(bound[0]), file.name
+        assert "visible_elements(" not in sent, f"{file.name} has the view in another spelling"
 
 
 # --- Making and revoking
