@@ -12,9 +12,10 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from schemas.days import DayMark, DayRow
-from views.days import completed_days
 from views.store import Store, connect
-from views.web.reading import reporting_day
+from views.tokens import EVERYTHING
+from views.web.problems import Problem
+from views.web.reading import Reader
 
 DayRows = Callable[..., DayRow]
 Put = Callable[..., None]
@@ -44,20 +45,16 @@ class Place:
             parameters={**which, "last_day": last_day, "days": days, "at": at},
         )
         rows = list(of_view.named_results())
-        assert rows == self._completed(datetime.date.fromisoformat(last_day), days, at, which)
+        assert rows == self._as_the_web_has_it(datetime.date.fromisoformat(last_day), days, at, element)
         return {row["day"]: row for row in rows}
 
-    def _completed(self, last_day: datetime.date, days: int, at: str, which: dict[str, str]) -> list[dict[str, Any]]:
-        """The same, as the web has it."""
-        window = {"first_day": last_day - datetime.timedelta(days=days - 1), "last_day": last_day}
-        scope = {"visible": [which["element"]]}
+    def _as_the_web_has_it(self, last_day: datetime.date, days: int, at: str, element: str) -> list[dict[str, Any]]:
         at_ms = int(datetime.datetime.fromisoformat(at).replace(tzinfo=datetime.UTC).timestamp() * 1000)
-        _, today = reporting_day(self._store, at)
-        return completed_days(
-            self._store.query("dates", **window), self._store.query("usage_days", **which, **window, **scope),
-            self._store.query("usage_marks", **which, **scope),
-            today=today.isoformat(), at_ms=at_ms,
-        )  # fmt: skip
+        try:
+            first_day = last_day - datetime.timedelta(days=days - 1)
+            return Reader(self._store, EVERYTHING, at_ms).days_of(self._entitlement, element, first_day, last_day)
+        except Problem:
+            return []
 
 
 @pytest.fixture

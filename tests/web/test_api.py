@@ -151,6 +151,20 @@ async def test_history_newest_first(api: httpx.AsyncClient) -> None:
     assert [event["overdrawn"] for event in events[:1]] == [True]
 
 
+@pytest.mark.parametrize("limit", [1, 50])
+async def test_history_reaches_back_over_months_without_events(own_api: httpx.AsyncClient, place: Place, limit: int) -> None:
+    old = ["2026-06-01T09:00:00.000Z", "2026-04-10T09:00:00.000Z", "2025-12-24T09:00:00.000Z"]
+    place.vendor.send({**event("seat.refreshed", "22T10:30", seat_id="old"), "id": time, "time": time} for time in old)
+    times, cursor = [], None
+    while True:
+        page = await got(own_api, f"{ONE}/history", seat="old", limit=limit, **({"cursor": cursor} if cursor else {}))
+        times += [event["time"] for event in page["events"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert times == old
+
+
 @pytest.mark.parametrize("limit", [1, 3, 10, 11])
 async def test_history_in_pages_is_the_whole_history(api: httpx.AsyncClient, limit: int) -> None:
     whole = (await got(api, f"{ONE}/history"))["events"]

@@ -1,9 +1,4 @@
--- The stored days of one element from first_day to last_day, and the latest before them, oldest first.
-WITH
-    (
-        SELECT max(day) FROM days
-        WHERE entitlement = {entitlement:String} AND element = {element:String} AND day < {first_day:Date32}
-    ) AS day_before
+-- The stored days of one element from first_day to last_day, oldest first.
 SELECT
     toString(day) AS date,
     toUnixTimestamp64Milli(day_start) AS starts_ms,
@@ -12,6 +7,6 @@ SELECT
     opening, closing, `min`, `max`, `limit`, hard_limit, terms_known, overdraft_ms, unit_ms, peak_overage, activations,
     deactivations, refreshes, denials, units_used, closing_limit, closing_hard_limit, closing_terms_known, position, restated
 FROM days FINAL
-WHERE entitlement = {entitlement:String} AND element = {element:String} AND day >= day_before AND day <= {last_day:Date32}
+WHERE entitlement = {entitlement:String} AND element = {element:String} AND day >= {first_day:Date32} AND day <= {last_day:Date32}
     AND element IN {visible:Array(String)}
 ORDER BY day;

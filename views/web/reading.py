@@ -31,6 +31,8 @@ WINDOW_DAYS = 30
 MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
 _ONE_DAY = datetime.timedelta(days=1)
+_MONTH = datetime.timedelta(days=31)
+_SPAN_MS = 40 * 86_400_000
 _LAST_MS = 253_402_300_799_999
 
 
@@ -127,11 +129,7 @@ class Reader:
         if timezone is None or timezone == self.timezone:
             zone, today = self.timezone, self.today
             last = _last_day(to, today, zone)
-            window = {"first_day": max(FIRST_DATE, last - (days - 1) * _ONE_DAY), "last_day": last}
-            dates = self._query("dates", **window)
-            stored = self._query_of(entitlement, "usage_days", element=chosen, **window)
-            marks = self._query_of(entitlement, "usage_marks", element=chosen)
-            rows = completed_days(dates, stored, marks, today=today.isoformat(), at_ms=self.now_ms)
+            rows = self.days_of(entitlement, chosen, max(FIRST_DATE, last - (days - 1) * _ONE_DAY), last)
         else:
             calendar = _calendar(timezone)
             zone, today = timezone, datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)
@@ -139,6 +137,13 @@ class Reader:
             first = max(FIRST_DATE, last - (days - 1) * _ONE_DAY)
             rows = self._log(entitlement, chosen).days(calendar, first, last, self.now_ms)
         return {"entitlement": entitlement, "element": chosen, "timezone": zone, "days": rows}
+
+    def days_of(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
+        """The days of one element from the first to the last date, by the reporting time zone. Raises Problem 404."""
+        stored = self._stored_days(entitlement, element, first, last)
+        marks = self._query_of(entitlement, "usage_marks", element=element)
+        dates = self._query("dates", first_day=first, last_day=last)
+        return completed_days(dates, stored, marks, today=self.today.isoformat(), at_ms=self.now_ms)
 
     def history(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         """Events of an entitlement, newest first. Raises Problem 404 for it or the element, 422 for a bad cursor."""
@@ -256,6 +261,18 @@ class Reader:
         following = _cursor(rows[-1]["start"], rows[-1]["entitlement"], rows[-1]["element"]) if more else None
         return Page([_with_times(row, "start", "end") for row in rows], following)
 
+    def _stored_days(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
+        """The stored days of an element from the first to the last date, and the latest before them."""
+        which = {"element": element}
+        # Nearly always there is a row in the month before. ClickHouse has a partition for each month, and each costs time.
+        looked_from = max(FIRST_DATE, first - _MONTH)
+        stored = self._query_of(entitlement, "usage_days", **which, first_day=looked_from, last_day=last)
+        if not stored or stored[0]["date"] > first.isoformat():
+            for row in self._query_of(entitlement, "usage_day_before", **which, first_day=looked_from):
+                day = row["latest"]
+                stored = self._query_of(entitlement, "usage_days", **which, first_day=day, last_day=day) + stored
+        return stored
+
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
         where = {
@@ -265,7 +282,12 @@ class Reader:
         }  # fmt: skip
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
-        [span] = self._query_of(entitlement, "history_span", **where, from_ms=wanted.from_ms, rows=looked_at)
+        # First in the months before the place: each partition costs time, and nearly always these have enough.
+        months = max(wanted.from_ms, min(place[0], self.now_ms) - _SPAN_MS)
+        for from_ms in sorted({months, wanted.from_ms}, reverse=True):
+            [span] = self._query_of(entitlement, "history_span", **where, from_ms=from_ms, rows=looked_at)
+            if span["found"] == looked_at:
+                break
         if not span["found"]:
             return Page([], None)
         rows = self._query_of(entitlement, "history", **where, from_ms=span["oldest"], rows=limit + 1)
