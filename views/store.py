@@ -6,6 +6,7 @@ has a meaning of its own there (such as #, ? and @) is written as %23, %3F and %
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from schemas.errors import Explained
 
 _QUERIES = Path(__file__).parent / "queries"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_VISIBLE_ELEMENTS = "visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})"
 
 # ClickHouse's numbers of errors: UNKNOWN_TABLE, UNKNOWN_DATABASE.
 _NOT_MIGRATED = {60, 81}
@@ -88,7 +91,7 @@ class Store:
     def __init__(self, dsn: str) -> None:
         """Nothing is opened before the first query."""
         self._dsn = dsn
-        self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
+        self._queries = named_queries()
         self._idle: list[Client] = []
 
     @property
@@ -129,6 +132,17 @@ class Store:
             yield client
         finally:
             self._idle.append(client)
+
+
+def named_queries() -> dict[str, str]:
+    """The text of each query, by its name, as ClickHouse gets it.
+
+    In the place of the view `visible_elements` stands what the migrations say that it is. ClickHouse puts it there too, but
+    takes 3 ms for that each time.
+    """
+    migrations = "".join(file.read_text("utf-8") for file in sorted(_MIGRATIONS.glob("*.sql")))
+    latest = re.findall(r"VIEW (?:IF NOT EXISTS )?visible_elements AS\n([^;]+);", migrations)[-1]
+    return {file.stem: file.read_text("utf-8").replace(_VISIBLE_ELEMENTS, f"(\n{latest}\n)") for file in _QUERIES.glob("*.sql")}
 
 
 def address_of(dsn: str) -> str:

@@ -283,8 +283,8 @@ class Reader:
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
         # First in the months before the place: each partition costs time, and nearly always these have enough.
-        months = max(wanted.from_ms, min(place[0], self.now_ms) - _SPAN_MS)
-        for from_ms in sorted({months, wanted.from_ms}, reverse=True):
+        newest = min(place[0], max(element["as_of"] for element in self.elements_of(entitlement)))
+        for from_ms in sorted({max(wanted.from_ms, newest - _SPAN_MS), wanted.from_ms}, reverse=True):
             [span] = self._query_of(entitlement, "history_span", **where, from_ms=from_ms, rows=looked_at)
             if span["found"] == looked_at:
                 break
