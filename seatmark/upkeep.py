@@ -28,6 +28,10 @@ _IDLE_PASSES = 15
 _SHOWN_DIFFERENCES = 200
 
 
+class _Stopped(Exception):
+    """The process is to end."""
+
+
 class NotRestated(Explained):
     """Something could not be put right in time."""
 
@@ -77,10 +81,18 @@ async def keep_restating(settings: Settings, stop: asyncio.Event, owns: Callable
 async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:
     """Audit at each interval, until `stop` is set. What differs is in the metric and in the log."""
 
+    def end_if_stopped(done: int, total: int) -> None:
+        # A thread cannot be cancelled, and the process would wait for it: of millions of events that takes minutes.
+        if stop.is_set():
+            raise _Stopped
+
     async def audits() -> None:
         waiting = min(settings.audit_interval, _FIRST_AUDIT_MS)
         while not await _set_within(stop, waiting):
-            findings = await asyncio.to_thread(audited, settings, owns=owns)
+            try:
+                findings = await asyncio.to_thread(audited, settings, owns=owns, on_progress=end_if_stopped)
+            except _Stopped:
+                return
             for difference in findings.differences[:_SHOWN_DIFFERENCES]:
                 logger.error("audit: %s", difference)
             waiting = settings.audit_interval

@@ -26,7 +26,7 @@ def completed_days(dates: Sequence[Row], stored: Sequence[Row], marks: Sequence[
     """The days of one element as they stand at an instant: a row for each date, as docs/numbers.md says it ('The day row').
 
     dates, stored, marks: the answers of the queries dates, usage_days and usage_marks: the dates that are asked for, the stored
-        rows of these and the latest before, and all marks of the element.
+        rows of these and the latest before (more do no harm), and all marks of the element.
     today: the date (YYYY-MM-DD) that holds at_ms (ms since 1970).
     """
     rows = []

@@ -12,6 +12,7 @@ import pytest
 from aiokafka.consumer.fetcher import Fetcher, OffsetResetStrategy
 from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.stores.base import Store
+from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
@@ -87,6 +88,18 @@ def test_the_fetch_waits_as_long_as_we_say() -> None:
     assert "_fetch_max_wait_ms" in inspect.getsource(aiokafka.AIOKafkaConsumer)
     assert "fetch_max_wait_ms=1500" in inspect.getsource(AIOKafkaConsumerThread._create_worker_consumer)
     assert FETCH_WAIT_MS < 1500
+
+
+def test_what_a_transaction_took_back_is_not_read() -> None:
+    """The isolation level is set before the consumer starts. Faust sets it for its own transactions only."""
+    assert "isolation_level=self._isolation_level" in inspect.getsource(aiokafka.AIOKafkaConsumer.start)
+    assert "if self.consumer.in_transaction:" in inspect.getsource(AIOKafkaConsumerThread._create_worker_consumer)
+
+
+def test_partitions_are_taken_over_before_recovery_asks_where_the_changelog_ends() -> None:
+    rebalance = inspect.getsource(TableManager.on_rebalance)
+    assert 0 < rebalance.index("table.on_rebalance") < rebalance.index("self.recovery.on_rebalance")
+    assert "_build_highwaters" in inspect.getsource(Recovery._restart_recovery.fun)
 
 
 def test_recovery_asks_the_store_at_each_assignment_and_reads_on_from_what_it_says() -> None:

@@ -30,9 +30,9 @@ WINDOW_DAYS = 30
 # A fold of more takes longer than anybody waits for a page.
 MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
-# How far back from its place a page of history is looked for at first.
-_USUAL_REACH_MS = 31 * 86_400_000
 _ONE_DAY = datetime.timedelta(days=1)
+_MONTH = datetime.timedelta(days=31)
+_SPAN_MS = 40 * 86_400_000
 _LAST_MS = 253_402_300_799_999
 
 
@@ -129,7 +129,7 @@ class Reader:
         if timezone is None or timezone == self.timezone:
             zone, today = self.timezone, self.today
             last = _last_day(to, today, zone)
-            rows = self._completed_days(entitlement, chosen, max(FIRST_DATE, last - (days - 1) * _ONE_DAY), last)
+            rows = self.days_of(entitlement, chosen, max(FIRST_DATE, last - (days - 1) * _ONE_DAY), last)
         else:
             calendar = _calendar(timezone)
             zone, today = timezone, datetime.date.fromisoformat(calendar.day_of(self.now_ms).day)
@@ -137,6 +137,13 @@ class Reader:
             first = max(FIRST_DATE, last - (days - 1) * _ONE_DAY)
             rows = self._log(entitlement, chosen).days(calendar, first, last, self.now_ms)
         return {"entitlement": entitlement, "element": chosen, "timezone": zone, "days": rows}
+
+    def days_of(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
+        """The days of one element from the first to the last date, by the reporting time zone. Raises Problem 404."""
+        stored = self._stored_days(entitlement, element, first, last)
+        marks = self._query_of(entitlement, "usage_marks", element=element)
+        dates = self._query("dates", first_day=first, last_day=last)
+        return completed_days(dates, stored, marks, today=self.today.isoformat(), at_ms=self.now_ms)
 
     def history(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         """Events of an entitlement, newest first. Raises Problem 404 for it or the element, 422 for a bad cursor."""
@@ -254,17 +261,17 @@ class Reader:
         following = _cursor(rows[-1]["start"], rows[-1]["entitlement"], rows[-1]["element"]) if more else None
         return Page([_with_times(row, "start", "end") for row in rows], following)
 
-    def _completed_days(
-        self, entitlement: str, element: str, first: datetime.date, last: datetime.date
-    ) -> list[dict[str, Any]]:
-        window = {"first_day": first, "last_day": last}
-        dates = self._query("dates", **window)
-        stored = self._query_of(entitlement, "usage_days", element=element, **window)
-        # Nothing is carried into a window whose first date has a row; to look for what would be, takes longer than the window.
-        if dates and not (stored and stored[0]["date"] == dates[0]["date"]):
-            stored = self._query_of(entitlement, "usage_before", element=element, first_day=first) + stored
-        marks = self._query_of(entitlement, "usage_marks", element=element)
-        return completed_days(dates, stored, marks, today=self.today.isoformat(), at_ms=self.now_ms)
+    def _stored_days(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
+        """The stored days of an element from the first to the last date, and the latest before them."""
+        which = {"element": element}
+        # Nearly always there is a row in the month before. ClickHouse has a partition for each month, and each costs time.
+        looked_from = max(FIRST_DATE, first - _MONTH)
+        stored = self._query_of(entitlement, "usage_days", **which, first_day=looked_from, last_day=last)
+        if not stored or stored[0]["date"] > first.isoformat():
+            for row in self._query_of(entitlement, "usage_day_before", **which, first_day=looked_from):
+                day = row["latest"]
+                stored = self._query_of(entitlement, "usage_days", **which, first_day=day, last_day=day) + stored
+        return stored
 
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
@@ -275,11 +282,11 @@ class Reader:
         }  # fmt: skip
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
-        # They are usually of the weeks before the place, or before the last event: for those, few partitions have to be opened.
+        # First in the months before the place: each partition costs time, and nearly always these have enough.
         newest = min(place[0], max(element["as_of"] for element in self.elements_of(entitlement)))
-        for from_ms in (max(wanted.from_ms, newest - _USUAL_REACH_MS), wanted.from_ms):
+        for from_ms in sorted({max(wanted.from_ms, newest - _SPAN_MS), wanted.from_ms}, reverse=True):
             [span] = self._query_of(entitlement, "history_span", **where, from_ms=from_ms, rows=looked_at)
-            if span["found"] == looked_at or from_ms == wanted.from_ms:
+            if span["found"] == looked_at:
                 break
         if not span["found"]:
             return Page([], None)

@@ -1,0 +1,36 @@
+"""What the sink's process does beside storing, and how it ends."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from seatmark import upkeep
+from seatmark.settings import load_settings
+from seatmark.upkeep import keep_auditing
+
+
+async def test_an_audit_under_way_ends_when_the_process_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be at millions of events, and nobody can cancel a thread."""
+    begun = threading.Event()
+    ended = threading.Event()
+
+    def audit_of_very_many(_: Any, *, owns: Any, on_progress: Callable[[int, int], None]) -> None:
+        try:
+            while True:
+                on_progress(1, 1_000_000)
+                begun.set()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(upkeep, "audited", audit_of_very_many)
+    monkeypatch.setattr(upkeep, "_FIRST_AUDIT_MS", 1)
+    stop = asyncio.Event()
+    auditing = asyncio.ensure_future(keep_auditing(load_settings({}), stop, lambda entitlement: True))
+    await asyncio.to_thread(begun.wait)
+    assert not ended.is_set()
+    stop.set()
+    await asyncio.wait_for(auditing, 30)
+    assert ended.is_set()
