@@ -27,6 +27,7 @@ from schemas.errors import Explained
 
 # What the changelog topic accepts (schemas/topics.yaml), less room for the batch's own header.
 MAX_STATE_BATCH_BYTES = 60 * 1024 * 1024
+# Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 
@@ -90,7 +91,7 @@ class FencedChangelog:
                 "state. Set SEATMARK_FENCING=off only where a single worker runs"
             ) from error
         # Recovery reads up to the last record. A marker of a transaction takes an offset too, and is no record.
-        async with _producer(self._brokers) as plain:
+        async with batch_producer(self._brokers, MAX_STATE_BATCH_BYTES) as plain:
             await asyncio.gather(
                 *(plain.send_and_wait(self._topic, key=OWNER_KEY, value=None, partition=partition) for partition in producers)
             )
@@ -117,7 +118,7 @@ class FencedChangelog:
         await asyncio.gather(*(producer.stop() for producer in producers.values()))
 
     def _producer(self, partition: int) -> AIOKafkaProducer:
-        return _producer(self._brokers, transactional_id=f"{self._topic}-{partition}")
+        return batch_producer(self._brokers, MAX_STATE_BATCH_BYTES, f"{self._topic}-{partition}")
 
 
 class PlainChangelog:
@@ -131,7 +132,7 @@ class PlainChangelog:
     async def take_over(self, partitions: Iterable[int]) -> None:
         """See Changelog."""
         if self._producer is None:
-            self._producer = _producer(self._brokers)
+            self._producer = batch_producer(self._brokers, MAX_STATE_BATCH_BYTES)
             await self._producer.start()
 
     async def write(self, partition: int, records: Iterable[StateRecord]) -> None:
@@ -147,13 +148,14 @@ class PlainChangelog:
             self._producer = None
 
 
-def _producer(brokers: str, transactional_id: str | None = None) -> AIOKafkaProducer:
+def batch_producer(brokers: str, batch_bytes: int, transactional_id: str | None = None) -> AIOKafkaProducer:
+    """A producer of the worker, to be started: for batches of so many bytes."""
     return AIOKafkaProducer(
         bootstrap_servers=brokers,
         acks="all",
         # Measured: aiokafka compresses LZ4 at level 9, a seventh of the speed, for a tenth less bytes.
         compression_type="snappy",
-        max_batch_size=MAX_STATE_BATCH_BYTES,
+        max_batch_size=batch_bytes,
         max_request_size=_MAX_REQUEST_BYTES,
         request_timeout_ms=30_000,
         transactional_id=transactional_id,

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import for_code
 
@@ -43,6 +44,29 @@ async def admin_client(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
         yield admin
     finally:
         await admin.close()
+
+
+async def read_topic(bootstrap: str, topic: str, partitions: int, *, read_committed: bool = False) -> list[ConsumerRecord]:
+    """All records that are in a topic of so many partitions, in order within each partition."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        isolation_level="read_committed" if read_committed else "read_uncommitted",
+    )
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic, partition) for partition in range(partitions)]
+        consumer.assign(places)
+        await consumer.seek_to_beginning(*places)
+        ends = await consumer.end_offsets(places)
+        records: list[ConsumerRecord] = []
+        while [place for place, end in ends.items() if await consumer.position(place) < end]:
+            for fetched in (await consumer.getmany(timeout_ms=200)).values():
+                records += fetched
+        return records
+    finally:
+        await consumer.stop()
 
 
 async def create_topic(

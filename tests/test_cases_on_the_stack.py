@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from clickhouse_connect.driver.client import Client
 
 from processors.agents import Topics
@@ -25,6 +25,7 @@ from processors.sink import Sink
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import wait_until_stored
 from seatmark.topics import ensure_topics
+from tests.brokers import read_topic
 from tests.cases_compare import (
     CASES,
     DAY_FIELDS,
@@ -159,19 +160,7 @@ class Deployment:
 
     async def read(self, topic: str) -> list[ConsumerRecord]:
         """All records of a topic, in order within each partition."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", enable_auto_commit=False)
-        await consumer.start()
-        try:
-            places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-            consumer.assign(places)
-            ends = await consumer.end_offsets(places)
-            records: list[ConsumerRecord] = []
-            while [place for place, end in ends.items() if await consumer.position(place) < end]:
-                for fetched in (await consumer.getmany(timeout_ms=1000)).values():
-                    records += fetched
-            return records
-        finally:
-            await consumer.stop()
+        return await read_topic(self.bootstrap, topic, PARTITIONS)
 
     def ran(self, case: Case, stored: "Stored", alerts: list[ConsumerRecord], dead_letters: list[ConsumerRecord]) -> Ran:
         """What came of one case."""

@@ -26,6 +26,7 @@ from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics
 from seatmark.upkeep import audited, restate_until_settled
 from tests import model
+from tests.brokers import read_topic
 from tests.worker_process import running, settings_of
 from views.migrate import migrate
 
@@ -64,7 +65,7 @@ async def test_corrections_under_load_never_make_a_right_level_wrong(
     put_right = made_wrong = under_load = read = 0
     ledgers = [Ledger(Calendar("UTC"), settings.late_after) for _ in range(PARTITIONS)]
     arrived: dict[str, list[dict[str, Any]]] = {}
-    async for record in log_of(kafka.bootstrap, Topics(prefix).events):
+    for record in await read_topic(kafka.bootstrap, Topics(prefix).events, PARTITIONS):
         read += 1
         document = orjson.loads(record.value)
         subject = document["subject"]
@@ -138,17 +139,3 @@ async def first_correction(bootstrap: str, topic: str) -> None:
         async for record in consumer:
             if RESTATE_SOURCE.encode() in record.value:
                 return
-
-
-async def log_of(bootstrap: str, topic: str) -> Any:
-    """All records, in order within each partition."""
-    async with AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
-    ) as consumer:
-        places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-        consumer.assign(places)
-        ends = await consumer.end_offsets(places)
-        while any([await consumer.position(place) < ends[place] for place in places]):
-            for records in (await consumer.getmany(timeout_ms=500)).values():
-                for record in records:
-                    yield record

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from processors.agents import Topics
 from processors.domain.days import Calendar
@@ -26,6 +26,7 @@ from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics
 from seatmark.upkeep import audited, restate_until_settled
 from tests import model
+from tests.brokers import read_topic
 from tests.vendor import HOUR, arrivals
 from tests.worker_process import running, settings_of
 from views.migrate import migrate
@@ -128,16 +129,5 @@ async def send(bootstrap: str, topic: str, documents: list[dict[str, Any]]) -> N
 
 async def read(bootstrap: str, topic: str) -> list[dict[str, Any]]:
     """All events on the topic but corrections: the truth."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False)
-    await consumer.start()
-    try:
-        places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-        consumer.assign(places)
-        ends = await consumer.end_offsets(places)
-        documents = []
-        while any([await consumer.position(place) < ends[place] for place in places]):
-            for records in (await consumer.getmany(timeout_ms=500)).values():
-                documents += [orjson.loads(record.value) for record in records]
-        return [document for document in documents if document["source"] != RESTATE_SOURCE]
-    finally:
-        await consumer.stop()
+    documents = [orjson.loads(record.value) for record in await read_topic(bootstrap, topic, PARTITIONS)]
+    return [document for document in documents if document["source"] != RESTATE_SOURCE]

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 
 from processors.domain.days import Calendar
 from schemas.events import RESTATE_SOURCE
 from seatmark.upkeep import audited, restate_until_settled
 from tests import model
+from tests.brokers import read_topic
 from tests.faults.stack import PARTITIONS, Deployment
 from tests.test_vendor import FIELDS, stored_days
 from views.store import connect
@@ -48,14 +49,14 @@ async def checked(deployment: Deployment) -> Check:
     """Compare everything. The deployment must have caught up, and nothing may be sent to it."""
     check = Check(acknowledged=len(deployment.feed.acknowledged))
     topics, bootstrap = deployment.topics, deployment.stack.kafka.bootstrap
-    records = await read(bootstrap, topics.events)
+    records = await read_topic(bootstrap, topics.events, PARTITIONS)
     log = {(record.partition, record.offset): record for record in records}
     for place, value in deployment.feed.acknowledged.items():
         if place not in log or log[place].value != value:
             check.differs("acknowledged events lost", place)
 
     poison = {place: record for place, record in log.items() if record.value in deployment.feed.poison}
-    _check_dead_letters(check, poison, await read(bootstrap, topics.dead_letters))
+    _check_dead_letters(check, poison, await read_topic(bootstrap, topics.dead_letters, PARTITIONS))
     # In order of arrival: of an entitlement all are on one partition.
     places = sorted(log.keys() - poison.keys())
     documents = [orjson.loads(log[place].value) for place in places]
@@ -70,7 +71,7 @@ async def checked(deployment: Deployment) -> Check:
     )
     check.elements = len(expected)
 
-    alerts = _without_repeats(check, await read(bootstrap, topics.alerts))
+    alerts = _without_repeats(check, await read_topic(bootstrap, topics.alerts, PARTITIONS))
     check.alerts = len(alerts)
     if not deployment.restates:
         # Alerts that were sent are not unsent: where days were restated, the audit says whether they join up.
@@ -83,24 +84,6 @@ async def checked(deployment: Deployment) -> Check:
     if deployment.restates and audit.unsettled:
         check.differs("audit", f"{audit.unsettled} elements are not settled")
     return check
-
-
-async def read(bootstrap: str, topic: str) -> list[ConsumerRecord]:
-    """All records of a topic, in order within each partition."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False)
-    await consumer.start()
-    try:
-        places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-        consumer.assign(places)
-        await consumer.seek_to_beginning(*places)
-        ends = await consumer.end_offsets(places)
-        records: list[ConsumerRecord] = []
-        while [place for place, end in ends.items() if await consumer.position(place) < end]:
-            for fetched in (await consumer.getmany(timeout_ms=200)).values():
-                records += fetched
-        return records
-    finally:
-        await consumer.stop()
 
 
 def _check_dead_letters(check: Check, poison: dict[Place, ConsumerRecord], dead_letters: list[ConsumerRecord]) -> None:

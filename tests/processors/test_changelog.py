@@ -8,26 +8,18 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processors.changelog import Changelog, Fenced, FencedChangelog, PlainChangelog, StateTooLarge
 from processors.codec import OWNER_KEY
-from tests.brokers import create_topic
+from tests.brokers import create_topic, read_topic
 
 pytestmark = pytest.mark.kafka
+PARTITIONS = 2
 
 Values = list[tuple[bytes, bytes | None]]
 
 
 async def read(bootstrap: str, topic: str, partition: int) -> Values:
     """All that is committed, but the records that only tell of a new owner."""
-    place = TopicPartition(topic, partition)
-    async with AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest", enable_auto_commit=False
-    ) as consumer:
-        consumer.assign([place])
-        end = (await consumer.end_offsets([place]))[place]
-        found: Values = []
-        while await consumer.position(place) < end:
-            for record in (await consumer.getmany(timeout_ms=200)).get(place, []):
-                found.append((record.key, record.value))
-    return [(key, value) for key, value in found if key != OWNER_KEY]
+    records = await read_topic(bootstrap, topic, PARTITIONS, read_committed=True)
+    return [(one.key, one.value) for one in records if one.partition == partition and one.key != OWNER_KEY]
 
 
 def forget_failed_futures() -> None:
@@ -39,7 +31,7 @@ def forget_failed_futures() -> None:
 
 @pytest.fixture
 async def topic(kafka: Any) -> str:
-    return await create_topic(kafka.bootstrap, "changelog", partitions=2)
+    return await create_topic(kafka.bootstrap, "changelog", partitions=PARTITIONS)
 
 
 async def test_the_one_before_cannot_write_any_more(kafka: Any, topic: str) -> None:

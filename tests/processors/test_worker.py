@@ -30,7 +30,7 @@ from seatmark.produce import worker_applied
 from seatmark.settings import load_settings
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
-from tests.brokers import admin_client
+from tests.brokers import admin_client, read_topic
 from tests.worker_process import running_worker, settings_of
 
 PARTITIONS = 2
@@ -76,20 +76,7 @@ class Deployment:
 
     async def read(self, topic: str) -> list[ConsumerRecord]:
         """All records of a topic, in order within each partition."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", enable_auto_commit=False)
-        await consumer.start()
-        try:
-            places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
-            consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            ends = await consumer.end_offsets(places)
-            records: list[ConsumerRecord] = []
-            while [place for place, end in ends.items() if await consumer.position(place) < end]:
-                for fetched in (await consumer.getmany(timeout_ms=1000)).values():
-                    records += fetched
-            return records
-        finally:
-            await consumer.stop()
+        return await read_topic(self.bootstrap, topic, PARTITIONS)
 
     def expected(self) -> "Expected":
         return Expected(self.sent)

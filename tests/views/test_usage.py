@@ -177,6 +177,15 @@ def test_only_the_latest_row_before_the_window_is_carried(utc: Place, put: Put, 
     assert [day["opening"] for day in days.values()] == [8, 8, 0, 9]
 
 
+def test_a_row_of_long_ago_is_carried(utc: Place, put: Put, day_row: DayRows) -> None:
+    """It is in none of the months that are looked into first."""
+    put(utc.client, day_row("2025-02-10", closing=3, closing_limit=5, closing_terms_known=True))
+    days = utc.usage("2026-11-23", 2, at="2026-11-24 10:00:00.000")
+    assert [(day["opening"], day["closing"], day["limit"], day["terms_known"]) for day in days.values()] == [
+        (3, 3, 5, True)
+    ] * 2
+
+
 def test_elements_do_not_bleed_into_each_other(utc: Place, put: Put, day_row: DayRows) -> None:
     put(
         utc.client,

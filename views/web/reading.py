@@ -263,14 +263,13 @@ class Reader:
 
     def _stored_days(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
         """The stored days of an element from the first to the last date, and the latest before them."""
-        which = {"element": element}
         # Nearly always there is a row in the month before. ClickHouse has a partition for each month, and each costs time.
         looked_from = max(FIRST_DATE, first - _MONTH)
-        stored = self._query_of(entitlement, "usage_days", **which, first_day=looked_from, last_day=last)
+        stored = self._query_of(entitlement, "usage_days", element=element, first_day=looked_from, last_day=last)
         if not stored or stored[0]["date"] > first.isoformat():
-            for row in self._query_of(entitlement, "usage_day_before", **which, first_day=looked_from):
+            for row in self._query_of(entitlement, "usage_day_before", element=element, first_day=looked_from):
                 day = row["latest"]
-                stored = self._query_of(entitlement, "usage_days", **which, first_day=day, last_day=day) + stored
+                stored = self._query_of(entitlement, "usage_days", element=element, first_day=day, last_day=day) + stored
         return stored
 
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
