@@ -19,8 +19,8 @@ from aiokafka import ConsumerRecord
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from seatmark.produce import event_ends
-from tests.brokers import admin_client
-from tests.faults.checker import Check, checked, read
+from tests.brokers import admin_client, read_topic
+from tests.faults.checker import Check, checked
 from tests.faults.failpoints import FAILPOINTS, RESTATING
 from tests.faults.stack import PARTITIONS, WAIT_SECONDS, Deployment, Stack
 
@@ -353,7 +353,7 @@ async def compacted_changelog(deployment: Deployment, chance: random.Random) -> 
     async with admin_client(bootstrap) as admin:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
     async with asyncio.timeout(WAIT_SECONDS):
-        while not _has_gaps(await read(bootstrap, topic)):
+        while not _has_gaps(await read_topic(bootstrap, topic, PARTITIONS)):
             await asyncio.sleep(1)
     for _ in range(3):
         chance.choice(deployment.parts[:2]).kill()
