@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewPartitions
 
 from deploy.kafka.cluster import KafkaCluster
@@ -21,7 +20,7 @@ from processors.partitions import partition_of
 from schemas.topics import catalogue
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, sink_group, worker_applied
-from tests.brokers import admin_client, read_topic
+from tests.brokers import admin_client, commit_ends, read_topic
 from tests.worker_process import running, settings_of
 from views.migrate import migrate
 from views.store import connect
@@ -176,7 +175,8 @@ async def test_clickhouse_lost_and_its_backup_older_than_the_last_events(deploym
         assert worker.stop() == 0
     alerts_before = await alert_ids(deployment)
     deployment.settings["SEATMARK_CLICKHOUSE_DSN"] = backup
-    await skip_what_is_not_stored(deployment)
+    outputs = [deployment.prefix + name for name in ("entitlement-activity", "entitlement-days", "overdraft-alerts")]
+    await commit_ends(deployment.bootstrap, sink_group(deployment.prefix), outputs, 3)
     deployment.run("rebuild", "--yes")
     with deployment.parts():
         # What came after the backup is taken from entitlement-events again; this waits for it.
@@ -203,22 +203,6 @@ def copied(deployment: Deployment) -> str:
             client.command(f"TRUNCATE TABLE `{name}`")
             client.command(f"ALTER TABLE `{name}` ATTACH PARTITION ALL FROM `{old}`.`{name}`")
     return dsn
-
-
-async def skip_what_is_not_stored(deployment: Deployment) -> None:
-    """What kafka-consumer-groups.sh does with --group seatmark-sink --reset-offsets --to-latest --all-topics --execute."""
-    names = ("entitlement-activity", "entitlement-days", "overdraft-alerts")
-    places = [TopicPartition(deployment.prefix + name, partition) for name in names for partition in range(3)]
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=deployment.bootstrap, group_id=sink_group(deployment.prefix), enable_auto_commit=False
-    )
-    await consumer.start()
-    try:
-        consumer.assign(places)
-        ends = await consumer.end_offsets(places)
-        await consumer.commit(ends)
-    finally:
-        await consumer.stop()
 
 
 async def alert_ids(deployment: Deployment) -> set[str]:
