@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
+from processors.brokers import Brokers
 from processors.health import Check, Health
 from processors.progress import Log, Monitor, Observation, Standstill
 from seatmark.tansu import Tansu
@@ -208,7 +209,7 @@ async def test_it_says_that_the_loop_turns_until_it_is_stopped(watched: Watched)
 
 @asynccontextmanager
 async def asked(broker: Any) -> AsyncIterator[Log]:
-    log = Log(broker.bootstrap, read_committed=not isinstance(broker, Tansu))
+    log = Log(Brokers(broker.bootstrap), read_committed=not isinstance(broker, Tansu))
     try:
         yield log
     finally:
@@ -274,7 +275,7 @@ async def test_records_that_were_deleted_are_nothing_to_do(kafka: Any) -> None:
 
 
 async def test_nobody_there() -> None:
-    log = Log("127.0.0.1:1", read_committed=False)
+    log = Log(Brokers("127.0.0.1:1"), read_committed=False)
     with pytest.raises(Exception, match="Unable to bootstrap"):
         await log.behind({})
     await log.close()
