@@ -95,7 +95,7 @@ async def test_state_that_is_too_large_for_one_batch_is_not_written_in_two(
     kind: Any, kafka: Any, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("processors.changelog.MAX_STATE_BATCH_BYTES", 1000)
-    changelog: Changelog = kind(kafka.bootstrap, topic)
+    changelog: Changelog = kind(Brokers(kafka.bootstrap), topic)
     try:
         await changelog.take_over([0])
         with pytest.raises(StateTooLarge, match=r"partition 0 is larger than one batch may be \(1000 bytes\)"):

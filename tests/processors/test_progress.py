@@ -140,7 +140,10 @@ async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: W
     checks = await watched.later(90)
     assert checks == {
         "assigned": Check(True, "partitions [0, 1]"),
-        "brokers": Check(False, "do not answer (TimeoutError); SEATMARK_BROKERS says where they are"),
+        "brokers": Check(
+            False,
+            "do not answer (TimeoutError); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect",
+        ),
     }
     # The next question goes over connections that are made anew.
     assert watched.log.closed == 1

@@ -123,7 +123,7 @@ class Deployment:
 
     def sink(self, kind: type[Sink] = Sink, **changes: Any) -> Sink:
         settings: dict[str, Any] = {
-            "brokers": self.bootstrap, "topic_prefix": self.prefix, "client_factory": lambda: connect(self.dsn),
+            "brokers": Brokers(self.bootstrap), "topic_prefix": self.prefix, "client_factory": lambda: connect(self.dsn),
             "flush_seconds": 0.02, "alone": True,
         }  # fmt: skip
         return kind(**settings | changes)

@@ -303,9 +303,9 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
         return offsets
 
     @asynccontextmanager
-    async def output_producer_late(brokers: str) -> AsyncIterator[Any]:
+    async def output_producer_late(brokers: Brokers) -> AsyncIterator[Any]:
         await recovered.wait()
-        async with output_producer(Brokers(brokers)) as producer:
+        async with output_producer(brokers) as producer:
             yield producer
 
     monkeypatch.setattr(ChunkConsumer, "seek_to_committed", seek_slowly)

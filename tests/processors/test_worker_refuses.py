@@ -133,7 +133,7 @@ async def test_what_a_worker_says_to_do_about_a_topic_that_was_made_anew_puts_it
 
     async def stored() -> None:
         ends = await event_ends(Brokers(on_kafka.bootstrap), on_kafka.prefix, PARTITIONS)
-        where = {"brokers": on_kafka.bootstrap, "prefix": on_kafka.prefix}
+        where = {"brokers": Brokers(on_kafka.bootstrap), "prefix": on_kafka.prefix}
         await wait_until_stored(ends, **where, timeout=60, on_progress=lambda left: None)
 
     await on_kafka.send([(FOOBAR, seat(FOOBAR, number)) for number in range(3)])
