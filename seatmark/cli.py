@@ -63,7 +63,7 @@ def main() -> None:
         # Asked by name, so that commands without Kafka need not load its client.
         if not type(error).__module__.startswith("aiokafka."):
             raise
-        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS) cannot be used: {error}")
+        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS, SEATMARK_KAFKA_SECURITY) cannot be used: {error}")
         sys.exit(1)
 
 

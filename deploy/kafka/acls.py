@@ -2,7 +2,7 @@
 
     python deploy/kafka/acls.py worker User:seatmark-worker --prefix eu-
 
-prints one `kafka-acls.sh` command for each resource, to be run with --bootstrap-server and --command-config of an administrator.
+prints one `kafka-acls.sh` command for each resource. An administrator adds --bootstrap-server and --command-config.
 """
 
 from __future__ import annotations
