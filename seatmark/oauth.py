@@ -11,7 +11,7 @@ from aiokafka.abc import AbstractTokenProvider
 from processors.brokers import NoToken
 
 _ANSWER_SECONDS = 10.0
-# Of a token's life; in the rest of it a new one can be asked for more than once.
+# After this much of a token's life a new one is asked for; the rest is time for a server that is away.
 _USED_SHARE = 0.8
 # Where the server does not say how long it lives.
 _USUAL_SECONDS = 300
@@ -31,7 +31,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         self._form = {"grant_type": "client_credentials"} | ({"scope": scope} if scope else {})
         self._one_at_a_time = threading.Lock()
         self._token = ""
-        self._renew_at = 0.0
+        self._renew_at = self._ends_at = 0.0
 
     async def token(self) -> str:
         """A token that is valid for some time still. Raises NoToken: the server gives none; no secret is in the message."""
@@ -41,8 +41,13 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         with self._one_at_a_time:
             now = time.monotonic()
             if now >= self._renew_at:
-                self._token, seconds = self._ask()
-                self._renew_at = now + _USED_SHARE * seconds
+                try:
+                    self._token, seconds = self._ask()
+                except NoToken:
+                    if now >= self._ends_at:
+                        raise
+                else:
+                    self._renew_at, self._ends_at = now + _USED_SHARE * seconds, now + seconds
             return self._token
 
     def _ask(self) -> tuple[str, float]:

@@ -180,7 +180,7 @@ def token_server(client: str, secret: str) -> Iterator[Tokens]:
 
     with ThreadingHTTPServer((HOST, 0), Handler) as server:
         tokens = Tokens(f"http://{HOST}:{server.server_address[1]}/token", client, secret)
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield tokens

@@ -207,7 +207,15 @@ async def reads(brokers: Brokers, topic: str) -> None:
     async with AIOKafkaConsumer(**brokers.client) as consumer:
         place = TopicPartition(topic, 0)
         consumer.assign([place])
-        await consumer.end_offsets([place])
+        consumer.seek(place, 0)
+        await consumer.getone()
+
+
+async def finds(brokers: Brokers, topic: str) -> None:
+    """What comes before reading."""
+    async with admin(brokers) as client:
+        [found] = await client.describe_topics([topic])
+        raise for_code(found["error_code"])(topic)
 
 
 async def joins(brokers: Brokers, group: str) -> None:
@@ -242,7 +250,8 @@ TOPIC, GROUP = TopicAuthorizationFailedError, GroupAuthorizationFailedError
 @pytest.mark.parametrize(
     ("role", "does", "name", "error"),
     [
-        ("producer", reads, "overdraft-alerts", TOPIC),
+        ("producer", reads, "entitlement-events", TOPIC),
+        ("producer", finds, "overdraft-alerts", TOPIC),
         ("producer", writes, "entitlement-activity", TOPIC),
         ("producer", takes_over, "seatmark-ledger-changelog-0", TransactionalIdAuthorizationFailed),
         ("sink", writes, "overdraft-alerts", TOPIC),
@@ -250,8 +259,9 @@ TOPIC, GROUP = TopicAuthorizationFailedError, GroupAuthorizationFailedError
         ("worker", deletes, "seatmark-ledger-changelog", TOPIC),
         ("worker", joins, "seatmark-sink", GROUP),
         ("alerts", writes, "overdraft-alerts", TOPIC),
-        ("alerts", reads, "entitlement-events", TOPIC),
+        ("alerts", finds, "entitlement-events", TOPIC),
         ("operator", writes, "overdraft-alerts", TOPIC),
+        ("topics", reads, "seatmark-ledger-changelog", TOPIC),
         ("topics", writes, "entitlement-events", TOPIC),
         ("rebuild", writes, "entitlement-events", TOPIC),
     ],
