@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from processors.brokers import Brokers
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health
 from processors.progress import Log, Monitor, Observation, Standstill
 from seatmark.tansu import Tansu
@@ -40,12 +40,12 @@ class ToldLog:
 
     def __init__(self) -> None:
         self.ends: dict[TopicPartition, int] = {}
-        self.away = False
+        self.away: bool | Exception = False
         self.closed = 0
 
     async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         if self.away:
-            raise TimeoutError
+            raise self.away if isinstance(self.away, Exception) else TimeoutError
         return {place: end - next_offsets[place] for place, end in self.ends.items() if end > next_offsets.get(place, end)}
 
     async def close(self) -> None:
@@ -130,6 +130,20 @@ async def test_one_partition_that_stands_is_seen_beside_another_that_moves(watch
         await watched.later(40)
     assert len(watched.ended) == 1
     assert "events[1]" in watched.ended[0]
+
+
+async def test_brokers_that_never_let_us_in_end_it_and_those_that_did_once_are_asked_again(watched: Watched) -> None:
+    refused = AccessRefused("the Kafka broker k:9093 cannot be used: it refuses who we say that we are")
+    watched.log.away = refused
+    with pytest.raises(AccessRefused):
+        await watched.later(0)
+    watched.log.away = False
+    assert (await watched.later(0))["brokers"].ok
+    watched.log.away = refused
+    brokers = (await watched.later(10 * STUCK_AFTER))["brokers"]
+    assert not brokers.ok
+    assert str(refused) in brokers.why
+    assert watched.ended == []
 
 
 async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: Watched) -> None:
