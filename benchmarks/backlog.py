@@ -23,6 +23,7 @@ import psutil
 
 from benchmarks.throughput import PARTITIONS, prepare
 from deploy.kafka.cluster import KafkaCluster
+from processors.brokers import Brokers
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, wait_until_stored
 from views.migrate import migrate
@@ -59,7 +60,7 @@ class Use(threading.Thread):
 
 def work_off(brokers: str, environment: dict[str, str], logs: Path) -> dict[str, Any]:
     """Start worker and sink on the whole backlog, and wait until it is stored."""
-    ends = asyncio.run(event_ends(brokers, PREFIX, PARTITIONS))
+    ends = asyncio.run(event_ends(Brokers(brokers), PREFIX, PARTITIONS))
     started = time.perf_counter()
     running: dict[str, subprocess.Popen[bytes]] = {}
     for part in _PARTS:
@@ -70,7 +71,7 @@ def work_off(brokers: str, environment: dict[str, str], logs: Path) -> dict[str,
     use = Use({part: process.pid for part, process in running.items()})
     use.start()
     try:
-        asyncio.run(wait_until_stored(ends, brokers=brokers, prefix=PREFIX, timeout=300, on_progress=show))
+        asyncio.run(wait_until_stored(ends, brokers=Brokers(brokers), prefix=PREFIX, timeout=300, on_progress=show))
     finally:
         use.stop()
         for process in running.values():

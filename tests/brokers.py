@@ -13,16 +13,18 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import for_code
 
-from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable
+from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable, Security
 
 
 @contextmanager
-def running_kafka(brokers: int, data_dir: Path, proxies: Sequence[int] = ()) -> Iterator[KafkaCluster]:
+def running_kafka(
+    brokers: int, data_dir: Path, proxies: Sequence[int] = (), security: Security | None = None
+) -> Iterator[KafkaCluster]:
     """A running cluster. Where there can be none the test is skipped, or fails if ``CI`` is set.
 
-    proxies: as for `KafkaCluster`.
+    proxies, security: as for `KafkaCluster`.
     """
-    cluster = KafkaCluster(brokers, data_dir, proxies=proxies)
+    cluster = KafkaCluster(brokers, data_dir, proxies=proxies, security=security)
     try:
         cluster.start()
     except KafkaUnavailable as unavailable:

@@ -16,6 +16,7 @@ import pytest
 from aiokafka.admin import NewPartitions
 
 from deploy.kafka.cluster import KafkaCluster
+from processors.brokers import Brokers
 from processors.partitions import partition_of
 from schemas.topics import catalogue
 from seatmark.chdb_http import ChdbHttp
@@ -166,12 +167,12 @@ async def more_partitions(deployment: Deployment, count: int) -> None:
 async def test_clickhouse_lost_and_its_backup_older_than_the_last_events(deployment: Deployment) -> None:
     with deployment.parts():
         deployment.produce(first_day())
-    backup = copied(deployment)
+    backup, brokers = copied(deployment), Brokers(deployment.bootstrap)
     # ClickHouse is gone: the worker goes on, and what it puts out waits on the topics.
     with running("worker", deployment.settings, deployment.directory / "worker.log") as worker:
         deployment.run("produce", "--no-wait", "-", given=b"\n".join(map(orjson.dumps, second_day())))
-        ends = await event_ends(deployment.bootstrap, deployment.prefix, 3)
-        await worker_applied(ends, brokers=deployment.bootstrap, prefix=deployment.prefix, seconds=60)
+        ends = await event_ends(brokers, deployment.prefix, 3)
+        await worker_applied(ends, brokers=brokers, prefix=deployment.prefix, seconds=60)
         assert worker.stop() == 0
     alerts_before = await alert_ids(deployment)
     deployment.settings["SEATMARK_CLICKHOUSE_DSN"] = backup
