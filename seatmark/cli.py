@@ -296,6 +296,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
         dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
+        truncate_ips=settings.ip_truncation == "on",
     )
 
 

@@ -324,6 +324,7 @@ def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
                 brokers=settings.brokers,
                 prefix=settings.topic_prefix,
                 on_progress=lambda done: bar.update(sending, completed=done),
+                truncate_ips=settings.ip_truncation == "on",
             )
             bar.update(sending, total=produced.sent, completed=produced.sent)
             if wait:

@@ -15,6 +15,7 @@ from processors.agents import Topics
 from processors.app import worker_group
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
+from schemas.personal import with_truncated_ip
 
 _IN_FLIGHT = 5_000
 _POLL_SECONDS = 0.1
@@ -84,10 +85,17 @@ async def open_sender(brokers: str, prefix: str) -> AsyncIterator[Sender]:
         await producer.stop()
 
 
-async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on_progress: Callable[[int], None]) -> Produced:
+async def produce_lines(
+    lines: Iterable[bytes],
+    *,
+    brokers: str,
+    prefix: str,
+    on_progress: Callable[[int], None],
+    truncate_ips: bool = False,
+) -> Produced:
     """Send one CloudEvent a line, keyed by its subject; lines that are no valid event are reported, not sent.
 
-    on_progress(lines): called now and then with the number of lines read.
+    on_progress(lines): called now and then with the number of lines read. truncate_ips: of addresses only the network is sent.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
     refused: list[tuple[int, str]] = []
@@ -103,6 +111,8 @@ async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on
             except Refused as problem:
                 refused.append((number, str(problem)))
                 continue
+            if truncate_ips:
+                value, event = with_truncated_ip(value, event)
             await sender.send(event, value)
             if number % _IN_FLIGHT == 0:
                 on_progress(number)
