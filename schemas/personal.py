@@ -63,13 +63,12 @@ def rewritten(value: bytes, fields: Mapping[str, str | None], seats: Mapping[str
     wire = wire_of(value)
     data = wire.data
     changes: dict[str, Any] = {name: text for name, text in fields.items() if hasattr(data, name)}
-    seat_id = getattr(data, "seat_id", None)
-    if seat_id in seats:
+    seat_id: str | None = getattr(data, "seat_id", None)
+    if seat_id is not None and seat_id in seats:
         changes["seat_id"] = seats[seat_id]
-    if getattr(data, "holds", None):
-        changes["holds"] = [
-            msgspec.structs.replace(hold, seat_id=seats.get(hold.seat_id, hold.seat_id)) for hold in data.holds
-        ]
+    holds: list[Any] | None = getattr(data, "holds", None)
+    if holds:
+        changes["holds"] = [msgspec.structs.replace(hold, seat_id=seats.get(hold.seat_id, hold.seat_id)) for hold in holds]
     anew = msgspec.structs.replace(wire, data=msgspec.structs.replace(data, **changes))
     encoded = REWRITTEN + _encoder.encode(anew)[1:]
     if len(encoded) > MAX_EVENT_BYTES:
@@ -79,6 +78,9 @@ def rewritten(value: bytes, fields: Mapping[str, str | None], seats: Mapping[str
 
 def seats_of(event: Event) -> list[str]:
     """The seat ids in an event: its own, and those of the holds in it."""
-    own = [event.seat_id] if event.seat_id is not None else []
-    corrected = event.correction.holds if event.correction is not None else ()
-    return own + [hold.seat_id for hold in (*(event.holds or ()), *corrected)]
+    seats = [hold.seat_id for hold in event.holds or ()]
+    if event.seat_id is not None:
+        seats.append(event.seat_id)
+    if event.correction is not None:
+        seats += [hold.seat_id for hold in event.correction.holds]
+    return seats

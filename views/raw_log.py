@@ -1,5 +1,6 @@
 """What the exact fold reads and writes in ClickHouse: the raw log, and how far it is settled and restated."""
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -8,9 +9,13 @@ from typing import Any
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
+from schemas.personal import REWRITTEN
+
 _QUERIES = Path(__file__).parent / "queries" / "exact"
 
 Key = tuple[str, str]
+
+_REWRITTEN = {"rewritten": REWRITTEN.decode()}
 
 # Acknowledged means stored: what comes after relies on it.
 _INSERT_SETTINGS: dict[str, Any] = {
@@ -99,6 +104,44 @@ class RawLog:
         """How far each source partition is stored: (partition, incarnation, offset)."""
         return [(row[0], row[1], row[2]) for row in self._rows("progress", topic=self._topic)]
 
+    def elements_of_person(self, texts: Sequence[str], entitlement: str = "", customer: str = "") -> list[Key]:
+        """The elements that may have one of these texts in their events; '': of all entitlements, all customers."""
+        rows = self._rows("elements_of_person", **_searched(texts), entitlement=entitlement, customer=customer)
+        return [(row[0], row[1]) for row in rows]
+
+    def months_of_replaced(self, texts: Sequence[str]) -> list[int]:
+        """The months, such as 202603, of rows with one of these texts that were replaced and are still on the disk."""
+        return [row[0] for row in self._rows("months_of_replaced", **_searched(texts))]
+
+    def expired_months(self, before: date) -> list[int]:
+        """The months before that day (UTC), such as 202603, with personal data in them."""
+        since_1970 = (before - date(1970, 1, 1)).days
+        return [row[0] for row in self._rows("expired_months", before=_moment(since_1970 * 86_400_000), **_REWRITTEN)]
+
+    def expired_elements(self, month: int) -> list[Key]:
+        """The elements with personal data in one month."""
+        return [(row[0], row[1]) for row in self._rows("expired_elements", month=month, **_REWRITTEN)]
+
+    def expired_rows(self, elements: Sequence[Key], month: int) -> Iterator[pa.RecordBatch]:
+        """Raw rows of one month with personal data in them; as `rows` gives them, in no order."""
+        parameters = _parameters(elements) | _REWRITTEN | {"month": month}
+        with self._client.query_arrow_stream(
+            self._queries["expired_rows"], parameters=parameters, use_strings=False
+        ) as batches:
+            yield from batches
+
+    def drop_checkpoints(self, elements: Sequence[Key]) -> None:
+        """Delete the exact states of some elements."""
+        self._client.command(
+            "ALTER TABLE exact_states DELETE WHERE (entitlement, element) IN {elements:Array(Tuple(String, String))} "
+            "SETTINGS mutations_sync = 2",
+            parameters={"elements": list(elements)},
+        )
+
+    def drop_replaced(self, month: int) -> None:
+        """Write the raw log of one month, such as 202603, anew without the rows that were replaced. Needs room for a copy."""
+        self._client.command(f"OPTIMIZE TABLE activity PARTITION ID '{month:06}' FINAL")
+
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""
         if rows.num_rows:
@@ -120,6 +163,12 @@ class RawLog:
 def _parameters(elements: Sequence[Key]) -> dict[str, Any]:
     # The entitlements alone as well: by them the sort key prunes, by pairs it does not.
     return {"elements": list(elements), "entitlements": sorted({entitlement for entitlement, _ in elements})}
+
+
+def _searched(texts: Sequence[str]) -> dict[str, Any]:
+    """The texts, and how they are written in JSON."""
+    escaped = {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for text in texts for ascii_only in (True, False)}
+    return {"texts": list(texts), "escaped": sorted(escaped)}
 
 
 def _moment(milliseconds: int) -> datetime:
