@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, tokens, upkeep
+from seatmark import events, forget, reports, tokens, upkeep
 from seatmark.console import configure_logging, progress, say, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
@@ -46,6 +46,7 @@ app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
 app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
 app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
 app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
+app.command("forget", rich_help_panel="Privacy")(forget.forget)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
     dsn = settings.clickhouse_dsn.get_secret_value()
     embedded = dsn.startswith("chdb:")
     if not embedded:
-        await _refuse_while_running(settings)
+        await refuse_while_running(settings)
     client = connect(dsn)
     try:
         log = RawLog(client, Topics(settings.topic_prefix).events)
@@ -223,7 +223,7 @@ async def _changelog(settings: Settings) -> AsyncIterator[Callable[[int, Iterabl
         await producer.stop()
 
 
-async def _refuse_while_running(settings: Settings) -> None:
+async def refuse_while_running(settings: Settings) -> None:
     """Raises RebuildRefused: a worker runs, or the sink has not stored all that there is."""
     group = worker_group(settings.topic_prefix)
     if await group_members(settings.brokers, group):

@@ -16,12 +16,15 @@ from pydantic import SecretStr
 
 from schemas.errors import Explained
 from seatmark.console import Format, configure_logging, print_csv, print_json, print_rows, progress, say
+from seatmark.forget import remove_personal_data
 from seatmark.settings import Settings, load_settings
 
 logger = logging.getLogger(__name__)
 
 # The first audit does not wait a whole day: a process that is started anew each day would never make one.
 _FIRST_AUDIT_MS = 10 * 60 * 1000
+_FIRST_REMOVAL_MS = 10 * 60 * 1000
+_REMOVAL_INTERVAL_MS = 24 * 60 * 60 * 1000
 _PASS_SECONDS = 1.0
 # Passes without anything done after which `seatmark restate` stops waiting for worker and sink.
 _IDLE_PASSES = 15
@@ -68,12 +71,26 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
 
 
 async def keep_restating(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:
-    """Make a pass at each interval, of the entitlements that this process looks after, until `stop` is set."""
+    """Make a pass at each interval, of the entitlements that this process looks after, until `stop` is set.
+
+    Between two passes, so that no pass writes what it read before, personal data is taken out of old rows, once a day.
+    """
+
+    def end_if_stopped(done: int, total: int) -> None:
+        if stop.is_set():
+            raise _Stopped
 
     async def passes() -> None:
+        removal_at = _now_ms() + _FIRST_REMOVAL_MS
         async with open_restater(settings) as restater:
             while not await _set_within(stop, settings.restate_interval):
                 await restater.run(_now_ms(), owns=owns)
+                if settings.personal_retention and _now_ms() >= removal_at:
+                    try:
+                        await asyncio.to_thread(remove_personal_data, settings, owns=owns, on_progress=end_if_stopped)
+                    except _Stopped:
+                        return
+                    removal_at = _now_ms() + _REMOVAL_INTERVAL_MS
 
     await _again_and_again(passes, settings.restate_interval, stop, "restatement")
 
