@@ -73,7 +73,7 @@ def forget(
 
     if dry_run or not yes:
         found = run(dry=True)
-        _tell(found, "would be written anew")
+        _tell(found, "would be written anew, with pseudonyms")
         if dry_run or not found.rows:
             return
         if not sys.stdin.isatty():
@@ -82,7 +82,7 @@ def forget(
         if not typer.confirm("Forget?", err=True):
             raise typer.Exit(1)
     done = run(dry=False)
-    _tell(done, "written anew")
+    _tell(done, "written anew, with pseudonyms")
     if done.kept_seats or done.unreadable:
         raise typer.Exit(1)
 
@@ -131,17 +131,14 @@ async def _refuse_while_running(settings: Settings) -> None:
 
 def _tell(done: "Forgotten", what: str) -> None:
     """Say what came of it, without the name."""
-    say(
-        f"raw log: {_count(done.rows, 'row')} of {_count(done.elements, 'element')} {what}, {_count(done.seats, 'seat id')} replaced"
-    )
+    say(f"raw log: {_count(done.rows, 'row')} of {_count(done.elements, 'element')} {what}")
+    say(f"{_count(done.seats, 'seat id')} in them replaced")
     for why, seats in sorted(done.kept_seats.items()):
         say(f"{_count(seats, 'seat id')} {'stays' if seats == 1 else 'stay'}: {why}. Run this again later")
     if done.ids:
         say(f"the name is in the event id or the source of {_count(done.ids, 'row')}, and stays there: they tell repeats")
     if done.unreadable:
-        say(
-            f"{_count(done.unreadable, 'row')} could not be written anew: this version cannot read them, or they would be too large"
-        )
+        say(f"{_count(done.unreadable, 'row')} could not be written anew: unreadable for this version, or too large then")
 
 
 def remove_personal_data(settings: Settings, **options: Any) -> None:
@@ -157,9 +154,7 @@ def remove_personal_data(settings: Settings, **options: Any) -> None:
     if removed.rows:
         logger.info("personal data was taken out of %d rows of the raw log", removed.rows)
     if removed.unreadable:
-        logger.error(
-            "personal data stays in %d old rows of the raw log: they cannot be read, or would be too large", removed.unreadable
-        )
+        logger.error("personal data stays in %d old rows: unreadable for this version, or too large then", removed.unreadable)
 
 
 def _count(number: int, noun: str) -> str:
