@@ -15,8 +15,9 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -24,15 +25,20 @@ import msgspec
 import pyarrow as pa
 
 from processors.domain.days import Calendar
+from processors.domain.holds import Hold
 from processors.exact import Identity, Plan, RawRow, exact_history
 from processors.restate import RESTATED_VERSIONS_FROM
 from processors.standing import Key, RawLogStore, Standing, StoredRow, batches_of, standings_of, stored_rows
 from schemas.activity import ACTIVITY_SCHEMA
-from schemas.events import Event, Refused, decode
+from schemas.errors import Explained
+from schemas.events import MAX_EVENT_BYTES, Event, Refused, decode
 from schemas.personal import PERSONAL_FIELDS, rewritten, seats_of
 
 _FLUSH_ROWS = 20_000
 _PSEUDONYM = "forgotten-"
+# In all rows or in none: a seat id stays that is in an event which might get too large by another one.
+_LARGE_BYTES = MAX_EVENT_BYTES // 4
+_TOO_LARGE = "in an event that is too large to be written anew"
 _NOBODY: Mapping[str, str | None] = dict.fromkeys(PERSONAL_FIELDS)
 
 # Not `json.loads`: numbers that are too large for it to keep do not matter here.
@@ -49,6 +55,9 @@ class PersonalStore(RawLogStore, Protocol):
     def expired_months(self, before: date) -> list[int]: ...
     def expired_elements(self, month: int) -> list[Key]: ...
     def expired_rows(self, elements: Sequence[Key], month: int) -> Iterator[pa.RecordBatch]: ...
+    def forgetting(self) -> str | None: ...
+    def begin_forgetting(self, note: str) -> None: ...
+    def end_forgetting(self) -> None: ...
     def drop_checkpoints(self, elements: Sequence[Key]) -> None: ...
     def drop_replaced(self, month: int) -> None: ...
 
@@ -70,16 +79,16 @@ class Forgotten:
     unreadable: int = 0
 
 
-class Person:
-    """Who is to be forgotten. user: as events name it. seats: ids that are this person's too.
+class OthersFirst(Explained):
+    """Somebody is half forgotten."""
 
-    The pseudonyms are random and kept nowhere else: nobody can work them out from the name.
-    """
+
+class Person:
+    """Who is to be forgotten. user: as events name it. seats: ids that are this person's too."""
 
     def __init__(self, user: str, seats: Sequence[str] = ()) -> None:
         self.user = user
         self.seats = frozenset(seats) | {user}
-        self._pseudonyms: dict[str, str] = {}
         # As JSON has it, and not as a part of a longer word.
         quoted = re.escape(msgspec.json.encode(user).decode()[1:-1])
         self._in_json = re.compile(rf"(?<!\w){quoted}(?!\w)")
@@ -93,25 +102,52 @@ class Person:
         """How often an event, in JSON, has the user's name in it."""
         return len(self._in_json.findall(msgspec.json.encode(_any_json.decode(event)).decode()))
 
-    def pseudonym(self, name: str) -> str:
-        """What stands for a user or a seat id from now on."""
-        if name not in self._pseudonyms:
-            self._pseudonyms[name] = _PSEUDONYM + secrets.token_hex(8)
-        return self._pseudonyms[name]
-
     def seats_in(self, event: Event) -> set[str]:
         """The person's seat ids in an event: those that were given, and those that have the name if no other user is there."""
         # Of an earlier run, when the seat was still in use.
         own = event.user in (None, self.user) or event.user.startswith(_PSEUDONYM)
         return {seat for seat in seats_of(event) if seat in self.seats or (own and self.is_named_in(seat))}
 
-    def new_fields(self, event: Event, seats: frozenset[str]) -> Mapping[str, str | None]:
+    def new_fields(self, event: Event, seats: frozenset[str], pseudonyms: "Pseudonyms") -> Mapping[str, str | None]:
         """What is to stand in the fields of an event that are about a person. seats: the person's in this element."""
         if event.user == self.user:
-            return {**_NOBODY, "user": self.pseudonym(self.user)}
+            return {**_NOBODY, "user": pseudonyms.of(self.user)}
         if event.user is None and not seats.isdisjoint(seats_of(event)):
             return {name: None for name in PERSONAL_FIELDS if name != "user"}
         return {name: None for name in PERSONAL_FIELDS if name != "user" and self.is_named_in(getattr(event, name))}
+
+
+class Pseudonyms:
+    """What stands for names. A run makes a key, and the store keeps it until the run is done; then nobody can work them out.
+
+    A run that was ended in between must be made again, with the key that is there, or one seat would get two names.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = bytes.fromhex(key)
+
+    @classmethod
+    def begun(cls, store: PersonalStore, what: Sequence[object]) -> "Pseudonyms":
+        """Those of a new run, or of the one that was ended before it was done. what: all that a run was asked for.
+
+        Raises OthersFirst: that run was asked for something else.
+        """
+        note = store.forgetting()
+        if note is None:
+            key = secrets.token_hex(16)
+            store.begin_forgetting(f"{key} {cls(key).of(repr(what))}")
+            return cls(key)
+        key, whose = note.split()
+        if cls(key).of(repr(what)) != whose:
+            raise OthersFirst(
+                "somebody else was being forgotten, and that was ended before it was done: run it again with the same "
+                "options, and then this"
+            )
+        return cls(key)
+
+    def of(self, name: str) -> str:
+        """The pseudonym of a user or a seat id."""
+        return _PSEUDONYM + blake2b(name.encode(), key=self._key, digest_size=8).hexdigest()
 
 
 @dataclass
@@ -166,20 +202,26 @@ def forget(
     entitlement, customer: only these; '': all. dry_run: only say what would be done.
     state_is_made_anew: from the raw log, before the next event is applied; so no worker knows a seat id any more.
     on_progress(done, total): called with numbers of elements.
+    Ended before it is done, it must be run again with the same options: until then the raw log must not be folded.
+    Raises OthersFirst.
     """
     forgotten = Forgotten()
+    what = (person.user, sorted(person.seats), entitlement, customer)
+    pseudonyms = Pseudonyms(secrets.token_hex(16)) if dry_run else Pseudonyms.begun(store, what)
     elements = store.elements_of_person(sorted(person.seats), entitlement, customer)
     writes = _Writes(store, dry_run)
     replaced: set[str] = set()
     done = 0
     for batch in batches_of(elements):
         standings = {} if state_is_made_anew else standings_of(store, batch)
-        found, renamed = _look_up_seats(store, person, batch, standings, calendar, late_after_ms, forgotten.kept_seats)
+        found, renamed = _look_up_seats(
+            store, person, pseudonyms, batch, standings, calendar, late_after_ms, forgotten.kept_seats
+        )
         touched: set[Key] = set()
         for row in stored_rows(store.rows(batch, 0), {}):
             key = (row.raw.entitlement, row.raw.element)
             try:
-                change = _forgetting(row, person, found[key], renamed[key])
+                change = _forgetting(row, person, pseudonyms, found[key], renamed[key])
             except Refused:
                 forgotten.unreadable += 1
                 continue
@@ -199,6 +241,7 @@ def forget(
         # Also those of a run that was ended before it came to this.
         for month in sorted(writes.months.union(store.months_of_replaced(sorted(person.seats)))):
             store.drop_replaced(month)
+        store.end_forgetting()
     forgotten.rows, forgotten.seats = writes.rows, len(replaced)
     return forgotten
 
@@ -206,6 +249,7 @@ def forget(
 def _look_up_seats(
     store: PersonalStore,
     person: Person,
+    pseudonyms: Pseudonyms,
     batch: Sequence[Key],
     standings: Mapping[Key, Standing],
     calendar: Calendar,
@@ -221,9 +265,10 @@ def _look_up_seats(
     rows = stored_rows(store.rows(batch, 0), {})
     for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
         seats: set[str] = set()
+        in_large_events: set[str] = set()
         history = exact_history(
             key,
-            _noting_seats(of_element, person, seats),
+            _renamed_rows(of_element, person, pseudonyms, seats, in_large_events),
             calendar=calendar,
             late_after_ms=late_after_ms,
             plan=Plan(),
@@ -231,39 +276,54 @@ def _look_up_seats(
         )
         found[key], renamed[key] = frozenset(seats), {}
         for seat in seats:
-            hold = history.present.holds.get(seat)
-            why = _why_kept(hold is not None and hold.quantity > 0, hold is not None, standings.get(key))
+            holds = history.present.holds
+            hold = holds.get(seat) or holds.get(pseudonyms.of(seat))
+            why = _TOO_LARGE if seat in in_large_events else _why_kept(hold, standings.get(key))
             if why:
                 kept[why] += 1
             else:
-                renamed[key][seat] = person.pseudonym(seat)
+                renamed[key][seat] = pseudonyms.of(seat)
     return found, renamed
 
 
-def _noting_seats(rows: Iterable[StoredRow], person: Person, seats: set[str]) -> Iterator[RawRow]:
-    """The rows for a fold. seats: gets the person's seat ids in them."""
+def _renamed_rows(
+    rows: Iterable[StoredRow], person: Person, pseudonyms: Pseudonyms, seats: set[str], in_large_events: set[str]
+) -> Iterator[RawRow]:
+    """The rows as they are once the person's seat ids are replaced: a run that was ended may have replaced some already.
+
+    seats, in_large_events: get the ids that are still to be replaced.
+    """
     for row in rows:
-        seats |= person.seats_in(row.raw.read())
-        yield row.raw
+        found = person.seats_in(row.raw.read())
+        seats |= found
+        if len(row.raw.event) > _LARGE_BYTES:
+            in_large_events |= found
+            yield row.raw
+        elif found:
+            yield replace(row.raw, event=rewritten(row.raw.event, {}, {seat: pseudonyms.of(seat) for seat in found}))
+        else:
+            yield row.raw
 
 
-def _why_kept(open_now: bool, remembered: bool, standing: Standing | None) -> str:
-    """Why a seat id must stay; '' where it need not. standing: None where no worker knows a thing."""
-    if open_now:
+def _why_kept(hold: Hold | None, standing: Standing | None) -> str:
+    """Why a seat id must stay; '' where it need not. hold: of the seat now. standing: None where no worker knows a thing."""
+    if hold is not None and hold.quantity:
         return "in use"
     if standing is None:
         return ""
-    if remembered:
+    if hold is not None:
         return "given back, and the worker still remembers it"
     if standing.marks and standing.unsettled_since is not None:
         return "of an element that waits for a correction"
     return ""
 
 
-def _forgetting(row: StoredRow, person: Person, seats: frozenset[str], renamed: Mapping[str, str]) -> _Change | None:
+def _forgetting(
+    row: StoredRow, person: Person, pseudonyms: Pseudonyms, seats: frozenset[str], renamed: Mapping[str, str]
+) -> _Change | None:
     """The row without the person; None where there is nothing to take out. Raises Refused: it cannot be written anew."""
     event = row.raw.read()
-    fields = person.new_fields(event, seats)
+    fields = person.new_fields(event, seats, pseudonyms)
     value = rewritten(row.raw.event, fields, renamed)
     anew = decode(value, key="any", appended_at=None)
     # Fields that are not known, or nothing: they are not in `event`.

@@ -30,7 +30,7 @@ from schemas.errors import Explained
 from seatmark.produce import group_members, sink_lag
 from seatmark.settings import Settings
 from seatmark.topics import ensure_topics
-from views.raw_log import RawLog
+from views.raw_log import RawLog, open_raw_log
 from views.rebuilt import Comparison, RebuiltTables
 from views.store import connect
 
@@ -58,7 +58,7 @@ async def prepare_state(settings: Settings, on_progress: OnProgress) -> int:
     """
     client = connect(settings.clickhouse_dsn.get_secret_value())
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         epoch = log.highest_epoch()
         if not epoch:
             return 0
@@ -95,7 +95,7 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
         await refuse_while_running(settings)
     client = connect(dsn)
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         tables = RebuiltTables(client)
         epoch = log.highest_epoch()
         tables.make()

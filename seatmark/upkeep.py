@@ -48,7 +48,7 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
-    from views.raw_log import RawLog
+    from views.raw_log import open_raw_log
     from views.store import connect
 
     topic = Topics(settings.topic_prefix).events
@@ -60,7 +60,9 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
         partition = partition_of(outgoing.key.decode(), settings.partitions)
         await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
 
-    restater = Restater(RawLog(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
+    restater = Restater(
+        open_raw_log(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after
+    )
     try:
         await producer.start()
         yield restater
@@ -135,12 +137,12 @@ def audited(settings: Settings, **options: Any) -> Any:
     from processors.agents import Topics
     from processors.audit import Auditor
     from processors.domain.days import Calendar
-    from views.raw_log import RawLog
+    from views.raw_log import open_raw_log
     from views.store import connect
 
     client = connect(settings.clickhouse_dsn.get_secret_value())
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         auditor = Auditor(log, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
         return auditor.run(_now_ms(), **options)
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
+from schemas.errors import Explained
 from schemas.personal import REWRITTEN
 
 _QUERIES = Path(__file__).parent / "queries" / "exact"
@@ -23,6 +24,24 @@ _INSERT_SETTINGS: dict[str, Any] = {
     "deduplicate_blocks_in_dependent_materialized_views": 1,
     "max_partitions_per_insert_block": 0,
 }
+
+
+_FORGETTING = "forgetting"
+
+
+class HalfForgotten(Explained):
+    """Of a person who was being forgotten, some rows have pseudonyms and others do not: what is folded from them is wrong."""
+
+
+def open_raw_log(client: Client, topic: str) -> "RawLog":
+    """A raw log that can be folded; see `RawLog`. Raises HalfForgotten."""
+    log = RawLog(client, topic)
+    if log.forgetting() is not None:
+        raise HalfForgotten(
+            "`seatmark forget` was ended before it was done, and seat ids of the person are replaced in some rows only: run it "
+            "again with the same options, before anything else"
+        )
+    return log
 
 
 class RawLog:
@@ -129,6 +148,24 @@ class RawLog:
             self._queries["expired_rows"], parameters=parameters, use_strings=False
         ) as batches:
             yield from batches
+
+    def forgetting(self) -> str | None:
+        """What `begin_forgetting` has noted; None where nobody is being forgotten."""
+        rows = self._client.query(
+            "SELECT value FROM settings FINAL WHERE name = {name:String}", parameters={"name": _FORGETTING}
+        ).result_rows
+        return rows[0][0] if rows else None
+
+    def begin_forgetting(self, note: str) -> None:
+        """Note that somebody is being forgotten: until that is done, `open_raw_log` refuses."""
+        self._client.insert("settings", [[_FORGETTING, note]], column_names=["name", "value"], settings=_INSERT_SETTINGS)
+
+    def end_forgetting(self) -> None:
+        """Delete the note."""
+        self._client.command(
+            "ALTER TABLE settings DELETE WHERE name = {name:String} SETTINGS mutations_sync = 2",
+            parameters={"name": _FORGETTING},
+        )
 
     def drop_checkpoints(self, elements: Sequence[Key]) -> None:
         """Delete the exact states of some elements."""

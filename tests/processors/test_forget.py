@@ -11,14 +11,15 @@ from typing import Any
 import orjson
 import pytest
 
+from processors import forget as forgetting
 from processors.audit import Auditor
-from processors.forget import Forgotten, Person, forget, remove_expired
+from processors.forget import Forgotten, OthersFirst, Person, forget, remove_expired
 from processors.sink import Batch
 from schemas.events import RESTATE_SOURCE
 from tests.miniature import HOUR, Miniature
-from tests.processors.domain.test_ledger import activated, checked_out, deactivated, denied, limited, ms, snapshot
+from tests.processors.domain.test_ledger import activated, checked_out, deactivated, denied, limited, ms, returned, snapshot
 from tests.vendor import arrivals
-from views.raw_log import RawLog
+from views.raw_log import HalfForgotten, RawLog, open_raw_log
 from views.store import connect
 
 # Once is enough, over HTTP, as on a server.
@@ -235,6 +236,59 @@ def test_where_the_state_is_made_anew_only_seats_in_use_stay(stack: Miniature, s
     assert (done.elements, done.rows, done.seats, done.kept_seats) == (2, 3, 1, {"in use": 1})
 
 
+def test_a_run_that_was_ended_must_be_made_again_before_anything_else(
+    stack: Miniature, subject: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the rows have the new seat id: to a fold that hold was never closed."""
+    stack.arrive(of(subject, a_session(name)))
+    stack.settle()
+    before = numbers(stack)
+    log = RawLog(stack.client, stack.topic)
+    written: list[Any] = []
+
+    class Killed(Exception):
+        pass
+
+    def insert(table: str, rows: Any) -> None:
+        if written:
+            raise Killed
+        written.append(rows)
+        RawLog.insert(log, table, rows)
+
+    monkeypatch.setattr(forgetting, "_FLUSH_ROWS", 1)
+    monkeypatch.setattr(log, "insert", insert)
+    arguments: Any = {"calendar": stack.calendar, "late_after_ms": HOUR}
+    with pytest.raises(Killed):
+        forget(log, Person(name), **arguments)
+    assert not audit_is_clean(stack)
+    with pytest.raises(HalfForgotten, match=r"seatmark forget.* again with the same options"):
+        open_raw_log(stack.client, stack.topic)
+    with pytest.raises(OthersFirst):
+        forgotten(stack, Person("bob"))
+
+    # Of Ann's two events the second, and the note about her.
+    assert forgotten(stack, Person(name)).rows == 2
+    open_raw_log(stack.client, stack.topic)
+    assert numbers(stack) == before
+    assert audit_is_clean(stack)
+    assert tables_with(stack, name) == []
+    [_, seat] = raw_rows(stack, "user, seat_id")[1]
+    assert raw_rows(stack, "seat_id")[5] == (seat,)
+    assert stack.client.query("SELECT * FROM settings WHERE name = 'forgetting'").result_rows == []
+
+
+def test_a_seat_in_a_very_large_event_stays(stack: Miniature, subject: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgetting, "_LARGE_BYTES", 400)
+    large = deactivated(name, "20T10:00", note="x" * 400)
+    stack.arrive(of(subject, [activated(name, "20T09:00", user=name), large, deactivated("b", "25T09:00")]))
+    stack.settle()
+    done = forgotten(stack, Person(name))
+    # Of the large one only the note goes.
+    assert (done.rows, done.kept_seats) == (1, {"in an event that is too large to be written anew": 1})
+    assert [row[0] == name for row in raw_rows(stack, "seat_id")] == [True, True, False]
+    assert audit_is_clean(stack)
+
+
 def test_seats_of_an_element_that_waits_for_a_correction_stay(stack: Miniature, subject: str, name: str) -> None:
     """Live her seat is in use, exactly it is not: the correction will name it."""
     documents = [activated(name, "24T09:00", user=name), activated("b", "24T12:00"), deactivated(name, "24T10:00"),
@@ -301,11 +355,17 @@ def test_a_vendor_with_repeats_and_late_events_keeps_every_number(stack: Miniatu
         for hold in data.get("holds", []):
             hold["seat_id"] = f"{hold['seat_id']}-{mark}"
     stack.arrive(documents)
+    # The two go, and an hour later nobody remembers their seats.
+    for entitlement in sorted(stack.entitlements):
+        for n in (0, 3):
+            seat = f"seat-{n}-{mark}"
+            stack.arrive(of(entitlement, [deactivated(seat, "25T11:00"), returned(seat, "25T11:00")]))
+        stack.arrive(of(entitlement, [deactivated("last", "25T12:01"), returned("last", "25T12:01")]))
     stack.settle()
     before = numbers(stack)
 
     done = [forgotten(stack, Person(f"user-seat-{n}-{mark}", [f"seat-{n}-{mark}"])) for n in (0, 3)]
-    assert all(of_one.seats == 1 for of_one in done)
+    assert [(of_one.seats, of_one.kept_seats) for of_one in done] == [(1, {}), (1, {})]
     assert numbers(stack) == before
     assert audit_is_clean(stack)
 
@@ -315,8 +375,8 @@ def test_a_vendor_with_repeats_and_late_events_keeps_every_number(stack: Miniatu
         stack.arrive(of(entitlement, [document | {"id": f"{document['id']}-{entitlement}"} for document in late]))
     stack.settle(passes=10)
     assert audit_is_clean(stack)
-    names = [f"user-seat-{n}-{mark}" for n in (0, 3)]
-    assert not [row for row in raw_rows(stack, "user, event") if any(name in str(row) for name in names)]
+    names = [f"seat-{n}-{mark}" for n in (0, 3)]
+    assert not [row for row in raw_rows(stack, "user, seat_id, event") if any(name in str(row) for name in names)]
 
 
 def test_personal_data_goes_out_of_old_rows(stack: Miniature, subject: str, name: str) -> None:
