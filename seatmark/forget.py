@@ -57,6 +57,8 @@ def forget(
         if not (data_dir / "clickhouse").is_dir():
             raise typer.BadParameter(f"there is no embedded stack in {data_dir}", param_hint="--data-dir")
         settings = settings.model_copy(update={"clickhouse_dsn": SecretStr(chdb_dsn(data_dir / "clickhouse"))})
+    if not dry_run:
+        _refuse_while_running(settings)
 
     def run(dry: bool) -> "Forgotten":
         with progress() as bar:
@@ -88,9 +90,9 @@ def forget(
 
 
 def forgotten(settings: Settings, user: str, seats: list[str], **options: Any) -> "Forgotten":
-    """Forget one person; options as for `processors.forget.forget`.
+    """Forget one person; options as for `processors.forget.forget`. Nothing else may write the raw log meanwhile.
 
-    Raises ForgetRefused: something runs that could write the name again. Raises StoreUnavailable, aiokafka's KafkaError.
+    Raises StoreUnavailable.
     """
     from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -101,9 +103,6 @@ def forgotten(settings: Settings, user: str, seats: list[str], **options: Any) -
     from views.store import connect, explained
 
     dsn = settings.clickhouse_dsn.get_secret_value()
-    embedded = dsn.startswith("chdb:")
-    if not embedded:
-        asyncio.run(_refuse_while_running(settings))
     with closing(connect(dsn, answer_seconds=_ANSWER_SECONDS)) as client:
         try:
             return forget(
@@ -112,21 +111,31 @@ def forgotten(settings: Settings, user: str, seats: list[str], **options: Any) -
                 calendar=Calendar(settings.timezone),
                 late_after_ms=settings.late_after,
                 # Of an embedded stack it is made anew at each start.
-                state_is_made_anew=embedded,
+                state_is_made_anew=_embedded(settings),
                 **options,
             )
         except DatabaseError as error:
             raise explained(dsn, error) from error
 
 
-async def _refuse_while_running(settings: Settings) -> None:
+def _embedded(settings: Settings) -> bool:
+    """Whether the store is an embedded one, which nothing else can have open."""
+    return settings.clickhouse_dsn.get_secret_value().startswith("chdb:")
+
+
+def _refuse_while_running(settings: Settings) -> None:
+    """Raises ForgetRefused, RebuildRefused: something runs that could write the name again, or waits to be stored."""
     from seatmark.produce import group_members, sink_group
     from seatmark.rebuild import refuse_while_running
 
-    await refuse_while_running(settings)
-    group = sink_group(settings.topic_prefix)
-    if await group_members(settings.brokers, group):
-        raise ForgetRefused(f"a sink is running (group {group}): it has caught up; stop all sinks, and run this again")
+    async def refuse() -> None:
+        await refuse_while_running(settings)
+        group = sink_group(settings.topic_prefix)
+        if await group_members(settings.brokers, group):
+            raise ForgetRefused(f"a sink is running (group {group}): it has caught up; stop all sinks, and run this again")
+
+    if not _embedded(settings):
+        asyncio.run(refuse())
 
 
 def _tell(done: "Forgotten", what: str) -> None:

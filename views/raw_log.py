@@ -30,7 +30,7 @@ _FORGETTING = "forgetting"
 
 
 class HalfForgotten(Explained):
-    """Of a person who was being forgotten, some rows have pseudonyms and others do not: what is folded from them is wrong."""
+    """Of a person some rows may have new seat ids and others the old ones: what is folded from them would be wrong."""
 
 
 def open_raw_log(client: Client, topic: str) -> "RawLog":
@@ -38,8 +38,8 @@ def open_raw_log(client: Client, topic: str) -> "RawLog":
     log = RawLog(client, topic)
     if log.forgetting() is not None:
         raise HalfForgotten(
-            "`seatmark forget` was ended before it was done, and seat ids of the person are replaced in some rows only: run it "
-            "again with the same options, before anything else"
+            "a person is being forgotten, and has new seat ids in some rows only. If `seatmark forget` does not run any more, it "
+            "was ended before it was done: run it again with the same options, before anything else"
         )
     return log
 

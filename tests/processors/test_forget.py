@@ -261,7 +261,7 @@ def test_a_run_that_was_ended_must_be_made_again_before_anything_else(
     with pytest.raises(Killed):
         forget(log, Person(name), **arguments)
     assert not audit_is_clean(stack)
-    with pytest.raises(HalfForgotten, match=r"seatmark forget.* again with the same options"):
+    with pytest.raises(HalfForgotten, match=r"If `seatmark forget` does not run any more, .* again with the same options"):
         open_raw_log(stack.client, stack.topic)
     with pytest.raises(OthersFirst):
         forgotten(stack, Person("bob"))

@@ -31,10 +31,7 @@ class Command:
     """The command line on a database with one denied request of a user, as if nothing else ran."""
 
     def __init__(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def nothing_runs(settings: Any) -> None:
-            pass
-
-        monkeypatch.setattr(forget, "_refuse_while_running", nothing_runs)
+        monkeypatch.setattr(forget, "_refuse_while_running", lambda settings: None)
         self._dsn = dsn
         self.subject = f"ent-{uuid.uuid4().hex}"
         self.user = f"ann-{uuid.uuid4().hex}"
