@@ -38,8 +38,8 @@ def open_raw_log(client: Client, topic: str) -> "RawLog":
     log = RawLog(client, topic)
     if log.forgetting() is not None:
         raise HalfForgotten(
-            "a person is being forgotten, and has new seat ids in some rows only. If `seatmark forget` does not run any more, it "
-            "was ended before it was done: run it again with the same options, before anything else"
+            "a person is being forgotten, and has new seat ids in some rows only. If `seatmark forget` does not run any more, "
+            "it was ended before it was done: run it again with the same options, before anything else"
         )
     return log
 
