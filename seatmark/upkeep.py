@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,24 +52,28 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     from views.store import connect
 
     topic = Topics(settings.topic_prefix).events
-    client = connect(settings.clickhouse_dsn.get_secret_value())
-    producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
+    with closing(connect(settings.clickhouse_dsn.get_secret_value())) as client:
+        log = open_raw_log(client, topic)
+        producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
 
-    async def send(outgoing: Outgoing) -> None:
-        # Not where its events once were: the topic may have had fewer partitions then.
-        partition = partition_of(outgoing.key.decode(), settings.partitions)
-        await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
+        async def send(outgoing: Outgoing) -> None:
+            # Not where its events once were: the topic may have had fewer partitions then.
+            partition = partition_of(outgoing.key.decode(), settings.partitions)
+            await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
 
-    restater = Restater(
-        open_raw_log(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after
-    )
-    try:
-        await producer.start()
-        yield restater
-    finally:
-        await producer.stop()
-        restater.close()
-        client.close()
+        restater = Restater(
+            log,
+            send,
+            calendar=Calendar(settings.timezone),
+            late_after_ms=settings.late_after,
+            partitions=settings.partitions,
+        )
+        try:
+            await producer.start()
+            yield restater
+        finally:
+            await producer.stop()
+            restater.close()
 
 
 async def keep_restating(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:

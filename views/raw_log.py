@@ -162,27 +162,27 @@ class RawLog:
 
     def end_forgetting(self) -> None:
         """Delete the note."""
-        self._client.command(
-            "ALTER TABLE settings DELETE WHERE name = {name:String} SETTINGS mutations_sync = 2",
-            parameters={"name": _FORGETTING},
-        )
+        self._change("ALTER TABLE settings DELETE WHERE name = {name:String} SETTINGS mutations_sync = 2", name=_FORGETTING)
 
     def drop_checkpoints(self, elements: Sequence[Key]) -> None:
         """Delete the exact states of some elements."""
-        self._client.command(
+        self._change(
             "ALTER TABLE exact_states DELETE WHERE (entitlement, element) IN {elements:Array(Tuple(String, String))} "
             "SETTINGS mutations_sync = 2",
-            parameters={"elements": list(elements)},
+            elements=list(elements),
         )
 
     def drop_replaced(self, month: int) -> None:
         """Write the raw log of one month, such as 202603, anew without the rows that were replaced. Needs room for a copy."""
-        self._client.command(f"OPTIMIZE TABLE activity PARTITION ID '{month:06}' FINAL")
+        self._change(f"OPTIMIZE TABLE activity PARTITION ID '{month:06}' FINAL")
 
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""
         if rows.num_rows:
             self._client.insert_arrow(table, rows, settings=_INSERT_SETTINGS)
+
+    def _change(self, statement: str, **parameters: Any) -> None:
+        self._client.command(statement, parameters=parameters)
 
     def _of(self, name: str, elements: Sequence[Key], **more: Any) -> list[Any]:
         return self._rows(name, **_parameters(elements), **more)
