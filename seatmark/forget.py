@@ -76,13 +76,15 @@ def forget(
     if dry_run or not yes:
         found = run(dry=True)
         _tell(found, "would be written anew, with pseudonyms")
-        if dry_run or not found.rows:
+        if dry_run:
             return
-        if not sys.stdin.isatty():
-            say("nothing was changed: give --yes to forget")
-            raise typer.Exit(1)
-        if not typer.confirm("Forget?", err=True):
-            raise typer.Exit(1)
+        # Without rows it still ends what an earlier run has begun.
+        if found.rows:
+            if not sys.stdin.isatty():
+                say("nothing was changed: give --yes to forget")
+                raise typer.Exit(1)
+            if not typer.confirm("Forget?", err=True):
+                raise typer.Exit(1)
     done = run(dry=False)
     _tell(done, "written anew, with pseudonyms")
     if done.kept_seats or done.unreadable:

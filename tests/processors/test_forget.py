@@ -22,8 +22,8 @@ from tests.vendor import arrivals
 from views.raw_log import HalfForgotten, RawLog, open_raw_log
 from views.store import connect
 
-# Once is enough, over HTTP, as on a server.
-pytestmark = pytest.mark.parametrize("new_database", ["http"], indirect=True, scope="session")
+# Once is enough; over HTTP it is tried in tests/seatmark/test_forget.py.
+pytestmark = pytest.mark.parametrize("new_database", ["chdb"], indirect=True, scope="session")
 
 Document = dict[str, Any]
 # All times below are in March 2026; it is the 25th.

@@ -15,6 +15,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner, Result
 
+from processors.forget import OthersFirst
 from schemas.events import Event, format_time
 from seatmark import cli, forget, produce, upkeep
 from seatmark.forget import remove_personal_data
@@ -22,6 +23,7 @@ from seatmark.produce import produce_lines
 from seatmark.settings import load_settings
 from tests.miniature import Miniature
 from tests.processors.domain.test_ledger import denied
+from views.raw_log import HalfForgotten, RawLog, open_raw_log
 from views.store import connect
 
 over_http = pytest.mark.parametrize("new_database", ["http"], indirect=True, scope="session")
@@ -74,6 +76,21 @@ def test_what_would_be_done_is_told_first(command: Command) -> None:
     assert done.exit_code == 0
     assert command.stored_user().startswith("forgotten-")
     assert "raw log: 0 rows of 0 elements" in command("--user", command.user).stderr
+
+
+@over_http
+def test_a_run_that_was_ended_is_ended_by_the_next(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(RawLog, "drop_replaced", None)
+        assert isinstance(command("--user", command.user, "--yes").exception, TypeError)
+    with pytest.raises(HalfForgotten):
+        open_raw_log(command.client, "entitlement-events")
+    assert isinstance(command("--user", "bob", "--yes").exception, OthersFirst)
+    # Nothing is left to ask about.
+    assert command("--user", command.user).exit_code == 0
+    open_raw_log(command.client, "entitlement-events")
+    on_disk = "SELECT count() FROM activity WHERE position(event, {user:String}) > 0"
+    assert command.client.query(on_disk, parameters={"user": command.user}).result_rows == [(0,)]
 
 
 @over_http
