@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, tokens, upkeep
+from seatmark import events, forget, reports, tokens, upkeep
 from seatmark.console import configure_logging, progress, say, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
@@ -47,6 +47,7 @@ app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
 app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
 app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
 app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
+app.command("forget", rich_help_panel="Privacy")(forget.forget)
 
 
 def main() -> None:
@@ -329,6 +330,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
         dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
+        truncate_ips=settings.ip_truncation == "on",
     )
 
 
