@@ -106,7 +106,7 @@ def fold_chunk(
     """
     outputs = ChunkOutputs()
     rows: list[ActivityRow] = []
-    row_bytes = 0
+    row_bytes = applied_events = 0
     ledger, cursor = state.ledger, state.cursor
     epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
     placed = state.placed
@@ -143,7 +143,9 @@ def fold_chunk(
         except Exception as error:
             error.add_note(f"while applying {record.topic}[{record.partition}] offset {offset}")
             raise
-        if not outcomes:
+        if outcomes:
+            applied_events += 1
+        else:
             metrics.DUPLICATES.inc()
         for outcome in outcomes:
             rows.append(activity_row(event, outcome, incarnation, epoch, record, appended_at))
@@ -166,6 +168,7 @@ def fold_chunk(
         }
         outputs.activity.append((None, encode_activity(rows), [(k, v.encode()) for k, v in headers.items()]))
     state.advance(max(last.offset, applied))
+    metrics.APPLIED.inc(applied_events)
     return outputs
 
 
@@ -208,17 +211,17 @@ class ChunkProcessor:
         folded = time.monotonic()
 
         topics = self._topics
-        sent = [
-            await self._send(topic, partition, batch)
-            for topic, batch in (
-                (topics.activity, out.activity),
-                (topics.alerts, out.alerts),
-                (topics.dead_letters, out.dead_letters),
-                (topics.days, out.days),
-            )
-        ]
+        outputs = (
+            (topics.activity, out.activity),
+            (topics.alerts, out.alerts),
+            (topics.dead_letters, out.dead_letters),
+            (topics.days, out.days),
+        )
+        sent = [await self._send(topic, partition, batch) for topic, batch in outputs]
         await asyncio.gather(*(future for futures in sent for future in futures))
         put_out = time.monotonic()
+        for topic, batch in outputs:
+            metrics.OUTPUTS.labels(topic.removeprefix(topics.prefix)).inc(len(batch))
 
         await self._changelog.write(partition, encode_changes(changes, state.cursor))
         state.written = state.cursor.offset

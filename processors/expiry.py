@@ -95,7 +95,11 @@ class LeaseExpiry:
         ended_by = self._now_ms() - self._grace_ms
         states = self._states.all()
         metrics.LEASES_WATCHED.set(sum(len(state.leases) for state in states.values()))
-        ended = {partition: state for partition, state in states.items() if state.leases.any_ended(ended_by)}
+        earliest = {
+            partition: end for partition, state in states.items() if (end := state.leases.first_ended(ended_by)) is not None
+        }
+        metrics.LEASES_DUE_SECONDS.set((ended_by - min(earliest.values(), default=ended_by)) / 1000)
+        ended = {partition: states[partition] for partition in earliest}
         if not ended:
             return
         ends = await self._log.ends({partition: state.cursor.offset + 1 for partition, state in ended.items()})

@@ -130,17 +130,24 @@ def demo_command(
 @app.command(rich_help_panel=PARTS)
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
+    from processors.agents import Topics
     from processors.app import run_worker
+    from processors.progress import Unstored
+    from seatmark.produce import sink_group
     from seatmark.topics import check_topics
 
     settings = _start()
 
     async def work(stop: asyncio.Event, monitor: "Monitor") -> None:
+        unstored = Unstored(settings.brokers, Topics(settings.topic_prefix).activity, sink_group(settings.topic_prefix))
+
         def made(worker: "Worker") -> None:
             monitor.observe = worker.observe
+            unstored.partitions = lambda: worker.partitions
 
         await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
-        await run_worker(worker_config(settings), stop, made)
+        telling = [unstored.run(stop)] if settings.metrics_port else []
+        await _together([run_worker(worker_config(settings), stop, made), *telling], stop)
 
     _run_monitored(settings, work)
 
@@ -185,11 +192,13 @@ def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"]
 @app.command(rich_help_panel=PARTS)
 def web() -> None:
     """Serve the pages and the API. Make a token with `seatmark tokens make` to get in."""
+    from processors.health import served
     from views.web.app import serve
 
     settings = _start()
     web_app = make_web(settings)
-    run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
+    with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
+        run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
 
 
 @app.command(hidden=True)

@@ -112,7 +112,10 @@ class Settings(BaseSettings):
     )
     token: SecretStr = Field(SecretStr(""), description="the token with which the command line asks the web")
     metrics_port: int = Field(
-        0, ge=0, le=65535, description="port on which worker and sink serve `/metrics`, `/livez` and `/readyz`; 0: none"
+        0,
+        ge=0,
+        le=65535,
+        description="port on which worker, sink and web serve `/metrics`, and worker and sink `/livez` and `/readyz`; 0: none",
     )
     stuck_after: Duration = Field(
         120_000, ge=5000, description="a worker or sink that does not get on for this long, for no reason outside, ends itself"
