@@ -8,7 +8,6 @@ cursor, and skips what it covers.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +34,8 @@ from schemas.activity import (
 )
 from schemas.alerts import encode_alert
 from schemas.days import DayRecord, encode_day
-from schemas.errors import Explained
+from schemas.errors import Explained, loggable
 from schemas.events import Refused, decode
-
-logger = logging.getLogger(__name__)
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
@@ -267,6 +264,6 @@ async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkP
         except Exception as error:
             raise ChunkFailed(
                 f"{records[0].topic}[{records[0].partition}] offsets {records[0].offset} to {records[-1].offset}: "
-                f"{error!r} {' '.join(getattr(error, '__notes__', []))}"
+                f"{loggable(error)} {' '.join(getattr(error, '__notes__', []))}"
             ) from error
         await stream.ack(event)

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from processors import metrics
 from processors.leases import Lease, LeasePolicy, expiry_of
 from processors.state import PartitionState, PartitionStates
+from schemas.errors import loggable
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class LeaseExpiry:
                 await self.round()
             except KafkaError as error:
                 metrics.LEASE_FAILURES.inc()
-                logger.warning("leases ran out, but their seats cannot be released now; trying again: %r", error)
+                logger.warning("leases ran out, but their seats cannot be released now; trying again: %s", loggable(error))
                 pause = _RETRY_SECONDS
             await asyncio.sleep(pause)
 

@@ -5,6 +5,7 @@ Commands import what they need when they run: `seatmark usage` must not wait for
 
 import asyncio
 import ipaddress
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ import typer
 
 from schemas.errors import Explained
 from seatmark import events, reports, tokens, upkeep
-from seatmark.console import configure_logging, progress, say, until_signalled
+from seatmark.console import configure_logging, progress, say, say_why_it_ends, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
 if TYPE_CHECKING:
@@ -53,16 +54,20 @@ def main() -> None:
     try:
         app()
     except SettingsWrong as error:
-        say(f"seatmark: {error}")
+        say_why_it_ends(str(error))
         sys.exit(2)
     except Explained as error:
-        say(f"seatmark: {error}")
+        say_why_it_ends(str(error))
         sys.exit(1)
     except Exception as error:
         # Asked by name, so that commands without Kafka need not load its client.
-        if not type(error).__module__.startswith("aiokafka."):
+        if type(error).__module__.startswith("aiokafka."):
+            say_why_it_ends(f"the Kafka brokers (SEATMARK_BROKERS) cannot be used: {error}")
+        elif logging.root.handlers:
+            # Python's own traceback would quote data, and be no line of the log.
+            logging.getLogger("seatmark").critical("seatmark: a defect ended it", exc_info=True)
+        else:
             raise
-        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS) cannot be used: {error}")
         sys.exit(1)
 
 
@@ -284,7 +289,7 @@ def topics() -> None:
 
 def _start() -> Settings:
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return settings
 
 

@@ -130,6 +130,10 @@ class Settings(BaseSettings):
         86_400_000, ge=60_000, description="the sink compares all numbers with the exact ones this often"
     )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="what is logged, to stderr")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto",
+        description="how the parts log: `json`, an object a line; `text`, for people; `auto`: text where stderr is a terminal",
+    )
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
