@@ -130,11 +130,13 @@ def _tell_exception(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableM
     """Put a traceback into a line, as text: where it went wrong, never what the variables held, nor what messages quote."""
     raised = line.pop("exc_info", None)
     error = raised[1] if isinstance(raised, tuple) else None
-    told: list[str] = []
-    while error is not None:
-        told = ["".join(traceback.format_tb(error.__traceback__)) + loggable(error), *told]
+    # Some frameworks raise what they have caught so that it ends up as its own cause.
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if told:
+    if chain:
+        told = ("".join(traceback.format_tb(error.__traceback__)) + loggable(error) for error in reversed(chain))
         line["exception"] = "\n\nthen:\n".join(told)
     return line
 
