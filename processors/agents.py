@@ -8,7 +8,6 @@ cursor, and skips what it covers.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,11 +34,9 @@ from schemas.activity import (
 )
 from schemas.alerts import encode_alert
 from schemas.days import DayRecord, encode_day
-from schemas.errors import Explained
+from schemas.errors import Explained, loggable
 from schemas.events import Refused, decode
 from schemas.personal import with_truncated_ip
-
-logger = logging.getLogger(__name__)
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
@@ -113,7 +110,7 @@ def fold_chunk(
     """
     outputs = ChunkOutputs()
     rows: list[ActivityRow] = []
-    row_bytes = 0
+    row_bytes = applied_events = 0
     ledger, cursor = state.ledger, state.cursor
     epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
     placed = state.placed
@@ -152,7 +149,9 @@ def fold_chunk(
         except Exception as error:
             error.add_note(f"while applying {record.topic}[{record.partition}] offset {offset}")
             raise
-        if not outcomes:
+        if outcomes:
+            applied_events += 1
+        else:
             metrics.DUPLICATES.inc()
         for outcome in outcomes:
             rows.append(activity_row(event, outcome, incarnation, epoch, record, appended_at, value))
@@ -175,6 +174,7 @@ def fold_chunk(
         }
         outputs.activity.append((None, encode_activity(rows), [(k, v.encode()) for k, v in headers.items()]))
     state.advance(max(last.offset, applied))
+    metrics.APPLIED.inc(applied_events)
     return outputs
 
 
@@ -220,17 +220,17 @@ class ChunkProcessor:
         folded = time.monotonic()
 
         topics = self._topics
-        sent = [
-            await self._send(topic, partition, batch)
-            for topic, batch in (
-                (topics.activity, out.activity),
-                (topics.alerts, out.alerts),
-                (topics.dead_letters, out.dead_letters),
-                (topics.days, out.days),
-            )
-        ]
+        outputs = (
+            (topics.activity, out.activity),
+            (topics.alerts, out.alerts),
+            (topics.dead_letters, out.dead_letters),
+            (topics.days, out.days),
+        )
+        sent = [await self._send(topic, partition, batch) for topic, batch in outputs]
         await asyncio.gather(*(future for futures in sent for future in futures))
         put_out = time.monotonic()
+        for topic, batch in outputs:
+            metrics.OUTPUTS.labels(topic.removeprefix(topics.prefix)).inc(len(batch))
 
         await self._changelog.write(partition, encode_changes(changes, state.cursor))
         state.written = state.cursor.offset
@@ -276,6 +276,6 @@ async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkP
         except Exception as error:
             raise ChunkFailed(
                 f"{records[0].topic}[{records[0].partition}] offsets {records[0].offset} to {records[-1].offset}: "
-                f"{error!r} {' '.join(getattr(error, '__notes__', []))}"
+                f"{loggable(error)} {' '.join(getattr(error, '__notes__', []))}"
             ) from error
         await stream.ack(event)

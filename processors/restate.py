@@ -259,6 +259,7 @@ class Restater:
             logger.error(
                 "the live level of %s %s is %d, and its raw log gives %d: not corrected; run `seatmark rebuild`",
                 entitlement, element, standing.live_level, live.head.level,
+                extra={"entitlement": entitlement, "element": element},
             )  # fmt: skip
             return []
         made = []

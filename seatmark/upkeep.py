@@ -119,7 +119,11 @@ async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[
             except _Stopped:
                 return
             for difference in findings.differences[:_SHOWN_DIFFERENCES]:
-                logger.error("audit: %s", difference)
+                logger.error(
+                    "audit: %s, %s: stored is %s, exact is %s",
+                    *(difference.what, difference.field, difference.stored, difference.exact),
+                    extra={"entitlement": difference.entitlement, "element": difference.element},
+                )
             waiting = settings.audit_interval
 
     await _again_and_again(audits, settings.restate_interval, stop, "audit")
