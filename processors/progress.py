@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health, end_process
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,8 @@ class Standstill:
 class Log:
     """Asks the brokers how far topics go, over connections that stay open while they answer."""
 
-    def __init__(self, brokers: str, *, read_committed: bool) -> None:
-        """brokers: host:port, comma separated. read_committed: as for those whose progress this is about."""
+    def __init__(self, brokers: Brokers, *, read_committed: bool) -> None:
+        """read_committed: as for those whose progress this is about."""
         self._brokers = brokers
         self._isolation_level = "read_committed" if read_committed else "read_uncommitted"
         self._consumer: AIOKafkaConsumer | None = None
@@ -77,7 +78,7 @@ class Log:
         """By partition, how many offsets lie between these, or the first that there is, and the end; without those at the end.
 
         Where there are only markers of transactions, it takes a second question to know.
-        Raises TimeoutError, and whatever the client raises: the brokers do not answer.
+        Raises AccessRefused, TimeoutError, and whatever the client raises: the brokers do not answer.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
             consumer = await self._connected()
@@ -107,8 +108,9 @@ class Log:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
+            await self._brokers.refuse_if_refused()
             consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._brokers,
+                **self._brokers.client,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level=self._isolation_level,
@@ -158,7 +160,10 @@ class Monitor:
         self._answered = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look until `stop` is set."""
+        """Look until `stop` is set.
+
+        Raises AccessRefused: the brokers have never let us in. Waiting would not change that; other settings would.
+        """
         parts = [asyncio.ensure_future(part) for part in (self._turn(), self._keep_looking(), stop.wait())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +202,10 @@ class Monitor:
             # Whatever a client calls it. What could not be asked may be why nothing goes on.
             await self._log.close()
             self._standstill.note(self._clock(), {})
-            why = f"do not answer ({type(error).__name__}); SEATMARK_BROKERS says where they are"
+            if isinstance(error, AccessRefused) and not self._answered.is_set():
+                raise
+            what = str(error) if isinstance(error, AccessRefused) else type(error).__name__
+            why = f"do not answer ({what}); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect"
             self._say({**seen.checks, "brokers": Check(False, why)})
             return
         self._answered.set()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from processors.progress import Monitor
     from processors.sink import Sink
     from seatmark.embedded import StackPlan
+    from seatmark.topics import TopicResult
 
 app = typer.Typer(
     help="Seatmark: the activity log of software entitlements. Who uses how many seats, who hits the limit, and who lives in "
@@ -63,7 +64,7 @@ def main() -> None:
         # Asked by name, so that commands without Kafka need not load its client.
         if not type(error).__module__.startswith("aiokafka."):
             raise
-        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS) cannot be used: {error}")
+        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS, SEATMARK_KAFKA_SECURITY) cannot be used: {error}")
         sys.exit(1)
 
 
@@ -92,8 +93,8 @@ async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
         say(
-            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
-            f"data: {plan.data_dir}"
+            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers.addresses}   "
+            f"ClickHouse: {plan.clickhouse}   data: {plan.data_dir}"
         )
         say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only. Ctrl-C stops it.")
         await stack.run(stop)
@@ -132,6 +133,7 @@ def demo_command(
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
     from processors.app import run_worker
+    from seatmark.brokers import brokers_of
     from seatmark.topics import check_topics
 
     settings = _start()
@@ -140,7 +142,7 @@ def worker() -> None:
         def made(worker: "Worker") -> None:
             monitor.observe = worker.observe
 
-        await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
+        await check_topics(brokers_of(settings), prefix=settings.topic_prefix, partitions=settings.partitions)
         await run_worker(worker_config(settings), stop, made)
 
     _run_monitored(settings, work)
@@ -166,12 +168,13 @@ def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"]
     """
     from processors.health import Health, served, watched
     from processors.progress import Log, Monitor
+    from seatmark.brokers import brokers_of
 
     stuck_after = settings.stuck_after / 1000
     health = Health()
 
     async def both(stop: asyncio.Event) -> None:
-        monitor = Monitor(health, Log(settings.brokers, read_committed=settings.fencing == "on"), stuck_after)
+        monitor = Monitor(health, Log(brokers_of(settings), read_committed=settings.fencing == "on"), stuck_after)
 
         async def begin() -> None:
             if await monitor.brokers_answer(stop):
@@ -286,18 +289,20 @@ def migrate_command() -> None:
 @app.command(rich_help_panel=PARTS)
 def topics() -> None:
     """Create the topics that are missing; check the others against the catalogue (schemas/topics.yaml)."""
+    from seatmark.brokers import opened_brokers
     from seatmark.topics import ensure_topics
 
     settings = _start()
-    results = asyncio.run(
-        ensure_topics(
-            settings.brokers,
+
+    async def ensure() -> "list[TopicResult]":
+        return await ensure_topics(
+            await opened_brokers(settings),
             prefix=settings.topic_prefix,
             partitions=settings.partitions,
             replication=settings.replication,
         )
-    )
-    for result in results:
+
+    for result in asyncio.run(ensure()):
         say(f"{result.name}: {'created' if result.created else 'as it should be'}, {result.partitions} partitions")
 
 
@@ -311,9 +316,10 @@ def worker_config(settings: Settings) -> "WorkerConfig":
     """What the worker needs of the settings."""
     from processors.app import WorkerConfig
     from processors.refusals import RefusalLimit
+    from seatmark.brokers import brokers_of
 
     return WorkerConfig(
-        brokers=settings.brokers,
+        brokers=brokers_of(settings),
         topic_prefix=settings.topic_prefix,
         partitions=settings.partitions,
         fencing=settings.fencing == "on",
@@ -351,11 +357,12 @@ def _of_this_machine(host: str) -> bool:
 def make_sink(settings: Settings, *, alone: bool = False) -> "Sink":
     """A sink as the settings say. alone: it shares the topics with no other, so it need not wait to join a group."""
     from processors.sink import Sink
+    from seatmark.brokers import brokers_of
     from views.store import connect
 
     dsn = settings.clickhouse_dsn.get_secret_value()
     return Sink(
-        brokers=settings.brokers,
+        brokers=brokers_of(settings),
         topic_prefix=settings.topic_prefix,
         client_factory=lambda: connect(dsn),
         flush_seconds=settings.flush_interval / 1000,

@@ -11,6 +11,7 @@ from connectors.http import NotSent, Send
 from processors.agents import Topics
 from schemas.events import Event
 from schemas.personal import with_truncated_ip
+from seatmark.brokers import opened_brokers
 from seatmark.settings import Settings
 
 # How long a request may wait for the brokers.
@@ -22,12 +23,13 @@ _ANSWER_SECONDS = 5.0
 async def open_collector(settings: Settings) -> AsyncIterator[tuple[Send, Callable[[], Awaitable[bool]]]]:
     """What sends events, and what says whether the brokers answer.
 
+    Raises processors.brokers.AccessRefused.
     Raises aiokafka.errors.KafkaError: the brokers cannot be reached.
     """
     topic = Topics(settings.topic_prefix).events
     truncates = settings.ip_truncation == "on"
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.brokers,
+        **(await opened_brokers(settings)).client,
         acks="all",
         # Keeps the order over retries. Brokers without transactions have no such producers either.
         enable_idempotence=settings.fencing == "on",

@@ -87,6 +87,8 @@ def configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # At DEBUG it shows its requests, those with passwords and tokens too.
+    logging.getLogger("aiokafka.conn").setLevel("INFO")
     for package in ("processors", "seatmark", "views"):
         logging.getLogger(package).setLevel(level)
     if level != "DEBUG":

@@ -127,13 +127,15 @@ def _embedded(settings: Settings) -> bool:
 
 def _refuse_while_running(settings: Settings) -> None:
     """Raises ForgetRefused, RebuildRefused: something runs that could write the name again, or waits to be stored."""
+    from seatmark.brokers import opened_brokers
     from seatmark.produce import group_members, sink_group
     from seatmark.rebuild import refuse_while_running
 
     async def refuse() -> None:
+        brokers = await opened_brokers(settings)
         await refuse_while_running(settings)
         group = sink_group(settings.topic_prefix)
-        if await group_members(settings.brokers, group):
+        if await group_members(brokers, group):
             raise ForgetRefused(f"a sink is running (group {group}): it has caught up; stop all sinks, and run this again")
 
     if not _embedded(settings):

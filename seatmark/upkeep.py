@@ -48,13 +48,15 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
+    from seatmark.brokers import opened_brokers
     from views.raw_log import open_raw_log
     from views.store import connect
 
     topic = Topics(settings.topic_prefix).events
+    brokers = await opened_brokers(settings)
     with closing(connect(settings.clickhouse_dsn.get_secret_value())) as client:
         log = open_raw_log(client, topic)
-        producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
+        producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=2 * 1024 * 1024)
 
         async def send(outgoing: Outgoing) -> None:
             # Not where its events once were: the topic may have had fewer partitions then.

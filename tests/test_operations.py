@@ -13,15 +13,15 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewPartitions
 
 from deploy.kafka.cluster import KafkaCluster
+from processors.brokers import Brokers
 from processors.partitions import partition_of
 from schemas.topics import catalogue
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, sink_group, worker_applied
-from tests.brokers import admin_client, read_topic
+from tests.brokers import admin_client, commit_ends, read_topic
 from tests.worker_process import running, settings_of
 from views.migrate import migrate
 from views.store import connect
@@ -167,16 +167,17 @@ async def more_partitions(deployment: Deployment, count: int) -> None:
 async def test_clickhouse_lost_and_its_backup_older_than_the_last_events(deployment: Deployment) -> None:
     with deployment.parts():
         deployment.produce(first_day())
-    backup = copied(deployment)
+    backup, brokers = copied(deployment), Brokers(deployment.bootstrap)
     # ClickHouse is gone: the worker goes on, and what it puts out waits on the topics.
     with running("worker", deployment.settings, deployment.directory / "worker.log") as worker:
         deployment.run("produce", "--no-wait", "-", given=b"\n".join(map(orjson.dumps, second_day())))
-        ends = await event_ends(deployment.bootstrap, deployment.prefix, 3)
-        await worker_applied(ends, brokers=deployment.bootstrap, prefix=deployment.prefix, seconds=60)
+        ends = await event_ends(brokers, deployment.prefix, 3)
+        await worker_applied(ends, brokers=brokers, prefix=deployment.prefix, seconds=60)
         assert worker.stop() == 0
     alerts_before = await alert_ids(deployment)
     deployment.settings["SEATMARK_CLICKHOUSE_DSN"] = backup
-    await skip_what_is_not_stored(deployment)
+    outputs = [deployment.prefix + name for name in ("entitlement-activity", "entitlement-days", "overdraft-alerts")]
+    await commit_ends(deployment.bootstrap, sink_group(deployment.prefix), outputs, 3)
     deployment.run("rebuild", "--yes")
     with deployment.parts():
         # What came after the backup is taken from entitlement-events again; this waits for it.
@@ -203,22 +204,6 @@ def copied(deployment: Deployment) -> str:
             client.command(f"TRUNCATE TABLE `{name}`")
             client.command(f"ALTER TABLE `{name}` ATTACH PARTITION ALL FROM `{old}`.`{name}`")
     return dsn
-
-
-async def skip_what_is_not_stored(deployment: Deployment) -> None:
-    """What kafka-consumer-groups.sh does with --group seatmark-sink --reset-offsets --to-latest --all-topics --execute."""
-    names = ("entitlement-activity", "entitlement-days", "overdraft-alerts")
-    places = [TopicPartition(deployment.prefix + name, partition) for name in names for partition in range(3)]
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=deployment.bootstrap, group_id=sink_group(deployment.prefix), enable_auto_commit=False
-    )
-    await consumer.start()
-    try:
-        consumer.assign(places)
-        ends = await consumer.end_offsets(places)
-        await consumer.commit(ends)
-    finally:
-        await consumer.stop()
 
 
 async def alert_ids(deployment: Deployment) -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health
 from processors.progress import Log, Monitor, Observation, Standstill
 from seatmark.tansu import Tansu
@@ -39,12 +40,12 @@ class ToldLog:
 
     def __init__(self) -> None:
         self.ends: dict[TopicPartition, int] = {}
-        self.away = False
+        self.away: bool | Exception = False
         self.closed = 0
 
     async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         if self.away:
-            raise TimeoutError
+            raise self.away if isinstance(self.away, Exception) else TimeoutError
         return {place: end - next_offsets[place] for place, end in self.ends.items() if end > next_offsets.get(place, end)}
 
     async def close(self) -> None:
@@ -131,6 +132,20 @@ async def test_one_partition_that_stands_is_seen_beside_another_that_moves(watch
     assert "events[1]" in watched.ended[0]
 
 
+async def test_brokers_that_never_let_us_in_end_it_and_those_that_did_once_are_asked_again(watched: Watched) -> None:
+    refused = AccessRefused("the Kafka broker k:9093 cannot be used: it refuses who we say that we are")
+    watched.log.away = refused
+    with pytest.raises(AccessRefused):
+        await watched.later(0)
+    watched.log.away = False
+    assert (await watched.later(0))["brokers"].ok
+    watched.log.away = refused
+    brokers = (await watched.later(10 * STUCK_AFTER))["brokers"]
+    assert not brokers.ok
+    assert str(refused) in brokers.why
+    assert watched.ended == []
+
+
 async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: Watched) -> None:
     watched.log.ends = {FIRST: 1000}
     await watched.later(0)
@@ -139,7 +154,10 @@ async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: W
     checks = await watched.later(90)
     assert checks == {
         "assigned": Check(True, "partitions [0, 1]"),
-        "brokers": Check(False, "do not answer (TimeoutError); SEATMARK_BROKERS says where they are"),
+        "brokers": Check(
+            False,
+            "do not answer (TimeoutError); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect",
+        ),
     }
     # The next question goes over connections that are made anew.
     assert watched.log.closed == 1
@@ -208,7 +226,7 @@ async def test_it_says_that_the_loop_turns_until_it_is_stopped(watched: Watched)
 
 @asynccontextmanager
 async def asked(broker: Any) -> AsyncIterator[Log]:
-    log = Log(broker.bootstrap, read_committed=not isinstance(broker, Tansu))
+    log = Log(Brokers(broker.bootstrap), read_committed=not isinstance(broker, Tansu))
     try:
         yield log
     finally:
@@ -274,7 +292,7 @@ async def test_records_that_were_deleted_are_nothing_to_do(kafka: Any) -> None:
 
 
 async def test_nobody_there() -> None:
-    log = Log("127.0.0.1:1", read_committed=False)
+    log = Log(Brokers("127.0.0.1:1"), read_committed=False)
     with pytest.raises(Exception, match="Unable to bootstrap"):
         await log.behind({})
     await log.close()

@@ -24,6 +24,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
+from processors.brokers import Brokers
 from seatmark.produce import worker_applied
 
 pytestmark = pytest.mark.stack
@@ -222,7 +223,7 @@ def test_dead_letters_are_sent_again_and_applied(stack: RunningStack) -> None:
             ]
         finally:
             await producer.stop()
-        await worker_applied({0: placed[-1].offset + 1}, brokers=brokers, prefix="", seconds=60)
+        await worker_applied({0: placed[-1].offset + 1}, brokers=Brokers(brokers), prefix="", seconds=60)
 
     asyncio.run(dead_letter())
     # A second time it is a repeat.

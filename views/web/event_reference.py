@@ -68,29 +68,34 @@ def _fields(schema: dict[str, Any], shapes: dict[str, Any]) -> str:
     required = schema.get("required", ())
     rows = []
     for name, field in schema.get("properties", {}).items():
-        whole = shapes.get(field.get("$ref", "").removeprefix("#/$defs/"), {}) | field
-        rows.append((name, _type(whole, shapes), "yes" if name in required else "", whole.get("description", "")))
-        nested = whole.get("properties", {})
-        for inner, inner_field in nested.items() if "$ref" not in field else ():
-            inner_whole = shapes.get(inner_field.get("$ref", "").removeprefix("#/$defs/"), {}) | inner_field
+        whole = _whole(field, shapes)
+        rows.append((name, _type(whole), "yes" if name in required else "", whole.get("description", "")))
+        # What has a shape with a name is a section of its own.
+        for inner, inner_field in whole.get("properties", {}).items() if "$ref" not in field else ():
+            part = _whole(inner_field, shapes)
             needed = "yes" if inner in whole.get("required", ()) else ""
-            rows.append((f"{name}.{inner}", _type(inner_whole, shapes), needed, inner_whole.get("description", "")))
+            rows.append((f"{name}.{inner}", _type(part), needed, part.get("description", "")))
     return table(("field", "type", "required", ""), rows)
 
 
-def _type(schema: dict[str, Any], shapes: dict[str, Any]) -> str:
+def _whole(field: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    """A field with what the shapes say that it refers to; what it says itself goes before."""
+    if "$ref" not in field:
+        return field
+    return _whole(shapes[field["$ref"].removeprefix("#/$defs/")], shapes) | field
+
+
+def _type(field: dict[str, Any]) -> str:
     """What a field's JSON Schema allows, in a few words."""
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return " | ".join(_text(value) for value in schema["enum"])
-    kinds = schema.get("type", "any")
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " | ".join(_text(value) for value in field["enum"])
+    kinds = field.get("type", "any")
     words = " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
-    if "items" in schema:
-        words = words.replace("array", f"list of {schema['items'].get('$ref', 'any').rsplit('/', 1)[-1]}")
-    if schema.get("format") == "date-time":
-        words = words.replace("string", "time") if "string" in words else "time"
-    return words
+    if "items" in field:
+        words = words.replace("array", f"list of {field['items'].get('$ref', 'any').rsplit('/', 1)[-1]}")
+    return words.replace("string", "time") if field.get("format") == "date-time" else words
 
 
 def _text(value: Any) -> str:
