@@ -217,6 +217,9 @@ def forget(
         found, renamed = _look_up_seats(
             store, person, pseudonyms, batch, standings, calendar, late_after_ms, forgotten.kept_seats
         )
+        if not dry_run:
+            # First: they have the old seat ids in them. Without them a restatement takes longer, and finds the same.
+            store.drop_checkpoints([key for key in batch if renamed.get(key)])
         touched: set[Key] = set()
         for row in stored_rows(store.rows(batch, 0), {}):
             key = (row.raw.entitlement, row.raw.element)
@@ -231,9 +234,6 @@ def forget(
                 forgotten.ids += person.is_named_in(change.event.id) or person.is_named_in(change.event.source)
         writes.flush()
         replaced.update(seat for key in touched for seat in renamed[key])
-        if touched and not dry_run:
-            # The states at midnights have seat ids in them. Without them a restatement takes longer, and finds the same.
-            store.drop_checkpoints(sorted(touched))
         forgotten.elements += len(touched)
         done += len(batch)
         on_progress(done, len(elements))

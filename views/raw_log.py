@@ -166,11 +166,12 @@ class RawLog:
 
     def drop_checkpoints(self, elements: Sequence[Key]) -> None:
         """Delete the exact states of some elements."""
-        self._change(
-            "ALTER TABLE exact_states DELETE WHERE (entitlement, element) IN {elements:Array(Tuple(String, String))} "
-            "SETTINGS mutations_sync = 2",
-            elements=list(elements),
-        )
+        if elements:
+            self._change(
+                "ALTER TABLE exact_states DELETE WHERE (entitlement, element) IN {elements:Array(Tuple(String, String))} "
+                "SETTINGS mutations_sync = 2",
+                elements=list(elements),
+            )
 
     def drop_replaced(self, month: int) -> None:
         """Write the raw log of one month, such as 202603, anew without the rows that were replaced. Needs room for a copy."""

@@ -244,6 +244,8 @@ def test_a_run_that_was_ended_must_be_made_again_before_anything_else(
     stack.settle()
     before = numbers(stack)
     log = RawLog(stack.client, stack.topic)
+    checkpoints = "SELECT state FROM exact_states WHERE entitlement = {e:String}"
+    stack.client.insert("exact_states", [[subject, "seats", name]], column_names=["entitlement", "element", "state"])
     written: list[Any] = []
 
     class Killed(Exception):
@@ -261,6 +263,8 @@ def test_a_run_that_was_ended_must_be_made_again_before_anything_else(
     with pytest.raises(Killed):
         forget(log, Person(name), **arguments)
     assert not audit_is_clean(stack)
+    # A fold from a state with the old seat id would be wrong for good.
+    assert stack.client.query(checkpoints, parameters={"e": subject}).result_rows == []
     with pytest.raises(HalfForgotten, match=r"If `seatmark forget` does not run any more, .* again with the same options"):
         open_raw_log(stack.client, stack.topic)
     with pytest.raises(OthersFirst):
