@@ -195,10 +195,34 @@ def web() -> None:
     run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
 
 
+@app.command(rich_help_panel=PARTS)
+def collect() -> None:
+    """Take events over HTTP (POST /collect/events), for licence servers without a Kafka client."""
+    from connectors.http import collector_app
+    from seatmark.collect import open_collector
+    from views.web.app import serve
+
+    settings = _start()
+    tokens = settings.collect_tokens.get_secret_value()
+    if not tokens:
+        raise SettingsWrong(
+            "SEATMARK_COLLECT_TOKENS is not set: make a secret (openssl rand -hex 24), and give it to the licence servers"
+        )
+
+    async def take(stop: asyncio.Event) -> None:
+        async with open_collector(settings) as (send, brokers_answer):
+            collector = collector_app(send, tokens.split(","), brokers_answer)
+            await serve(collector, settings.collect_host, settings.collect_port, stop)
+
+    run_until_stopped(take)
+
+
 @app.command(hidden=True)
 def store() -> None:
-    """Sink, web and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    """Sink, web with collector, and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    from connectors.http import collector
     from seatmark.chdb_http import ChdbHttp
+    from seatmark.collect import open_collector
     from views.store import chdb_directory
     from views.web.app import serve
 
@@ -206,8 +230,11 @@ def store() -> None:
     web_app = make_web(settings)
 
     async def both(stop: asyncio.Event) -> None:
-        web = serve(web_app, settings.web_host, settings.web_port, stop)
-        await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
+        async with open_collector(settings) as (send, _):
+            # Without tokens, as the web is: it can be reached from this machine only.
+            web_app.mount("/collect", collector(send, ()))
+            web = serve(web_app, settings.web_host, settings.web_port, stop)
+            await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
 
     with ChdbHttp(Path(chdb_directory(settings.clickhouse_dsn.get_secret_value())), settings.clickhouse_port):
         run_until_stopped(both)

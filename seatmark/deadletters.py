@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processors.agents import Topics
 from processors.brokers import Brokers
-from processors.outputs import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
+from schemas.dead_letters import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
 from seatmark.produce import end_offsets, open_sender, partitions_of

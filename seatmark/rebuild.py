@@ -99,7 +99,8 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
     try:
         log = RawLog(client, Topics(settings.topic_prefix).events)
         tables = RebuiltTables(client)
-        epoch = log.highest_epoch()
+        # Of an empty raw log too: state of an epoch is rebuilt state, with which a worker begins the topic again.
+        epoch = max(1, log.highest_epoch())
         tables.make()
         try:
             _fill(log, settings, epoch, on_progress)

@@ -17,7 +17,7 @@ from schemas.errors import Explained
 PREFIX = "SEATMARK_"
 
 # Each may also be in a file that SEATMARK_..._FILE names. None is ever shown.
-_SECRETS = ("clickhouse_dsn", "token", "kafka_password", "kafka_key_password", "kafka_oauth_client_secret")
+_SECRETS = ("clickhouse_dsn", "token", "collect_tokens", "kafka_password", "kafka_key_password", "kafka_oauth_client_secret")
 _SECRET_FILES = {f"{PREFIX}{name.upper()}_FILE": name for name in _SECRETS}
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -60,6 +60,13 @@ def _clickhouse_dsn(value: SecretStr) -> SecretStr:
             "expected chdb:///directory or http(s)://user:password@host:8123/database. In user, password, directory and "
             "database write # as %23, ? as %3F, @ as %40, % as %25, and a / that is no separator as %2F"
         )
+    return value
+
+
+def _collect_tokens(value: SecretStr) -> SecretStr:
+    tokens = value.get_secret_value()
+    if tokens and not all(re.fullmatch(r"[!-~]{16,}", token) for token in tokens.split(",")):
+        raise ValueError("expected secrets of at least 16 visible ASCII characters, comma separated")
     return value
 
 
@@ -121,6 +128,12 @@ class Settings(BaseSettings):
         "on", description="`on`: the web asks for a token (`seatmark tokens make`); `off`: only with a web host of this machine"
     )
     token: SecretStr = Field(SecretStr(""), description="the token with which the command line asks the web")
+    collect_host: str = Field("127.0.0.1", description="address that the collector listens on")
+    collect_port: int = Field(8001, ge=1, le=65535, description="port that the collector listens on")
+    collect_tokens: Annotated[SecretStr, AfterValidator(_collect_tokens)] = Field(
+        SecretStr(""),
+        description="what licence servers must send to the collector: secrets of 16 characters or more, comma separated",
+    )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="port on which worker and sink serve `/metrics`, `/livez` and `/readyz`; 0: none"
     )

@@ -59,7 +59,13 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
         partition = partition_of(outgoing.key.decode(), settings.partitions)
         await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
 
-    restater = Restater(RawLog(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
+    restater = Restater(
+        RawLog(client, topic),
+        send,
+        calendar=Calendar(settings.timezone),
+        late_after_ms=settings.late_after,
+        partitions=settings.partitions,
+    )
     try:
         await producer.start()
         yield restater

@@ -71,6 +71,18 @@ async def read_topic(bootstrap: str, topic: str, partitions: int, *, read_commit
         await consumer.stop()
 
 
+async def commit_ends(bootstrap: str, group: str, topics: Sequence[str], partitions: int) -> None:
+    """What kafka-consumer-groups.sh does with --reset-offsets --to-latest, for a group without members."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic, partition) for topic in topics for partition in range(partitions)]
+        consumer.assign(places)
+        await consumer.commit(await consumer.end_offsets(places))
+    finally:
+        await consumer.stop()
+
+
 async def create_topic(
     bootstrap: str,
     prefix: str,

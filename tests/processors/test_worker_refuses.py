@@ -18,9 +18,9 @@ from processors.incarnation import topic_incarnation
 from schemas.activity import decode_activity
 from schemas.events import format_time
 from seatmark.chdb_http import ChdbHttp
-from seatmark.produce import event_ends, wait_until_stored
+from seatmark.produce import event_ends, sink_group, wait_until_stored
 from seatmark.topics import ensure_topics
-from tests.brokers import admin_client, create_topic_named, delete_topic
+from tests.brokers import admin_client, commit_ends, create_topic_named, delete_topic
 from tests.processors.test_changelog import forget_failed_futures
 from tests.processors.test_worker import PARTITIONS, Deployment, assert_outputs, now_ms, some_events
 from tests.worker_process import running, running_worker
@@ -180,8 +180,13 @@ async def test_a_changelog_that_is_made_anew_ends_a_running_worker_and_is_refuse
 
 
 @pytest.mark.kafka
-async def test_an_emptied_changelog_is_refused_and_a_rebuilt_one_begins_the_topic_again(on_kafka: Deployment) -> None:
-    """Whatever is committed: what comes is of a new epoch, and nothing of it counts as applied."""
+async def test_an_emptied_changelog_is_refused_and_a_rebuilt_one_begins_the_topic_again(
+    on_kafka: Deployment, chdb_http: ChdbHttp, tmp_path: Path
+) -> None:
+    """Rebuilt from an empty raw log. Whatever is committed: what comes is of a new epoch, and none of it counts as applied."""
+    dsn = chdb_http.dsn(f"empty_{uuid.uuid4().hex}")
+    on_kafka.settings["SEATMARK_CLICKHOUSE_DSN"] = dsn
+    await asyncio.to_thread(migrate, dsn, "UTC")
     topics = on_kafka.topics
     await on_kafka.send([(FOOBAR, seat(FOOBAR, number)) for number in range(3)])
     with running_worker(on_kafka.settings, on_kafka.log):
@@ -194,10 +199,12 @@ async def test_an_emptied_changelog_is_refused_and_a_rebuilt_one_begins_the_topi
         assert worker.wait(60) == 1
     assert "partition 0 has no state, although its events were applied up to offset 2" in on_kafka.log.read_text()
 
-    async with AIOKafkaProducer(bootstrap_servers=on_kafka.bootstrap, acks="all") as producer:
-        for partition in range(PARTITIONS):
-            key, value = encode_cursor(Cursor(STATE_VERSION, "", 1, -1, "UTC"))
-            await producer.send_and_wait(topics.changelog, value, key=key, partition=partition)
+    # What was put out is not stored, and will not be: a sink that has it behind it says so.
+    await commit_ends(
+        on_kafka.bootstrap, sink_group(on_kafka.prefix), [topics.activity, topics.days, topics.alerts], PARTITIONS
+    )
+    with running("rebuild", on_kafka.settings, tmp_path / "rebuild.log", "--yes") as rebuild:
+        assert rebuild.wait(60) == 0, rebuild.log.read_text()
     await on_kafka.send([(FOOBAR, seat(FOOBAR, 3))])
     with running_worker(on_kafka.settings, on_kafka.log):
         await on_kafka.applied()
