@@ -70,8 +70,8 @@ async def check_topics(brokers: Brokers, *, prefix: str, partitions: int) -> Non
         while missing := {prefix + topic.name for topic in wanted} - set(await admin.list_topics()):
             if time.monotonic() > deadline:
                 raise TopicsWrong(
-                    f"these topics are missing: {', '.join(sorted(missing))}. Create them with `seatmark topics`; those that are "
-                    "there are hidden from a user who may not describe them"
+                    f"these topics are missing: {', '.join(sorted(missing))}. Create them with `seatmark topics`; those that "
+                    "are there are hidden from a user who may not describe them"
                 )
             await asyncio.sleep(0.1)
         await _check(admin, wanted, prefix, partitions, lambda setting: setting == _NUMBERS_DEPEND_ON)
