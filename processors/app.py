@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
+from processors import metrics
 from processors.agents import ChunkProcessor, Topics, process_chunks
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema, credentials_of
 from processors.brokers import Brokers
@@ -45,6 +46,7 @@ class WorkerConfig:
     session_timeout_ms: int
     rebalance_timeout_ms: int
     dead_letter_limit: RefusalLimit
+    truncate_ips: bool = False
 
 
 def worker_group(topic_prefix: str) -> str:
@@ -110,9 +112,10 @@ class Worker:
 
         async def entitlements(stream: object) -> None:
             async with output_producer(config.brokers) as outputs:
-                await process_chunks(
-                    stream, states, ChunkProcessor(outputs, changelog, topics, incarnation, config.dead_letter_limit)
+                processor = ChunkProcessor(
+                    outputs, changelog, topics, incarnation, config.dead_letter_limit, truncate_ips=config.truncate_ips
                 )
+                await process_chunks(stream, states, processor)
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 
@@ -123,15 +126,24 @@ class Worker:
         # It begins after the first recovery and ends with the app; an error in it crashes the app.
         app.task(leases)
 
+    @property
+    def partitions(self) -> list[int]:
+        """The source partitions that it has; none before the group has handed them out. `run_worker` must be running."""
+        if not self.states.assigned:
+            return []
+        topic = Topics(self._config.topic_prefix).events
+        return sorted(place.partition for place in self.app.consumer.assignment() if place.topic == topic)
+
     def observe(self) -> Observation:
         """How this worker stands; for a `processors.progress.Monitor`. `run_worker` must be running."""
         states, topic = self.states, Topics(self._config.topic_prefix).events
         if not states.assigned:
             waiting = Check(False, "waits until the workers' group hands out partitions")
             return Observation({"assigned": waiting}, phase=("the first assignment", 0))
-        partitions = sorted(place.partition for place in self.app.consumer.assignment() if place.topic == topic)
+        partitions = self.partitions
         assigned = Check(True, f"partitions {partitions}" if partitions else "no partitions: other workers have all of them")
         if self.app.rebalancing or not states.recovered:
+            metrics.RECOVERY_REMAINING.set(self.app.tables.recovery.active_remaining_total())
             why = f"reads the state, {states.records_read} records so far"
             checks = {"assigned": assigned, "recovered": Check(False, why)}
             return Observation(checks, phase=("recovery", states.records_read))

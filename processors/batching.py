@@ -188,6 +188,7 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
                     "%s[%d]: the records from offset %d to %d were deleted before they were applied (retention.ms of the "
                     "topic): the worker goes on without them",
                     *(tp.topic, tp.partition, offset, start[tp] - 1),
+                    extra={"topic": tp.topic, "partition": tp.partition, "offset": offset},
                 )
         if resume:
             # A crash between state and commit leaves the committed offset behind; with nothing new to read it would stay so.

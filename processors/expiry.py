@@ -20,6 +20,7 @@ from processors import metrics
 from processors.brokers import Brokers
 from processors.leases import Lease, LeasePolicy, expiry_of
 from processors.state import PartitionState, PartitionStates
+from schemas.errors import loggable
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class LeaseExpiry:
                 await self.round()
             except KafkaError as error:
                 metrics.LEASE_FAILURES.inc()
-                logger.warning("leases ran out, but their seats cannot be released now; trying again: %r", error)
+                logger.warning("leases ran out, but their seats cannot be released now; trying again: %s", loggable(error))
                 pause = _RETRY_SECONDS
             await asyncio.sleep(pause)
 
@@ -96,7 +97,11 @@ class LeaseExpiry:
         ended_by = self._now_ms() - self._grace_ms
         states = self._states.all()
         metrics.LEASES_WATCHED.set(sum(len(state.leases) for state in states.values()))
-        ended = {partition: state for partition, state in states.items() if state.leases.any_ended(ended_by)}
+        earliest = {
+            partition: end for partition, state in states.items() if (end := state.leases.first_ended(ended_by)) is not None
+        }
+        metrics.LEASES_DUE_SECONDS.set((ended_by - min(earliest.values(), default=ended_by)) / 1000)
+        ended = {partition: states[partition] for partition in earliest}
         if not ended:
             return
         ends = await self._log.ends({partition: state.cursor.offset + 1 for partition, state in ended.items()})

@@ -5,6 +5,7 @@ Commands import what they need when they run: `seatmark usage` must not wait for
 
 import asyncio
 import ipaddress
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, tokens, upkeep
-from seatmark.console import configure_logging, progress, say, until_signalled
+from seatmark import events, forget, reports, tokens, upkeep
+from seatmark.console import configure_logging, progress, say, say_why_it_ends, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
 app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
 app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
 app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
+app.command("forget", rich_help_panel="Privacy")(forget.forget)
 
 
 def main() -> None:
@@ -54,16 +56,20 @@ def main() -> None:
     try:
         app()
     except SettingsWrong as error:
-        say(f"seatmark: {error}")
+        say_why_it_ends(str(error))
         sys.exit(2)
     except Explained as error:
-        say(f"seatmark: {error}")
+        say_why_it_ends(str(error))
         sys.exit(1)
     except Exception as error:
         # Asked by name, so that commands without Kafka need not load its client.
-        if not type(error).__module__.startswith("aiokafka."):
+        if type(error).__module__.startswith("aiokafka."):
+            say_why_it_ends(f"the Kafka brokers (SEATMARK_BROKERS, SEATMARK_KAFKA_SECURITY) cannot be used: {error}")
+        elif logging.root.handlers:
+            # Python's own traceback would quote data, and be no line of the log.
+            logging.getLogger("seatmark").critical("seatmark: a defect ended it", exc_info=True)
+        else:
             raise
-        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS, SEATMARK_KAFKA_SECURITY) cannot be used: {error}")
         sys.exit(1)
 
 
@@ -131,18 +137,25 @@ def demo_command(
 @app.command(rich_help_panel=PARTS)
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
+    from processors.agents import Topics
     from processors.app import run_worker
+    from processors.progress import Unstored
     from seatmark.brokers import brokers_of
+    from seatmark.produce import sink_group
     from seatmark.topics import check_topics
 
     settings = _start()
 
     async def work(stop: asyncio.Event, monitor: "Monitor") -> None:
+        unstored = Unstored(brokers_of(settings), Topics(settings.topic_prefix).activity, sink_group(settings.topic_prefix))
+
         def made(worker: "Worker") -> None:
             monitor.observe = worker.observe
+            unstored.partitions = lambda: worker.partitions
 
         await check_topics(brokers_of(settings), prefix=settings.topic_prefix, partitions=settings.partitions)
-        await run_worker(worker_config(settings), stop, made)
+        telling = [unstored.run(stop)] if settings.metrics_port else []
+        await _together([run_worker(worker_config(settings), stop, made), *telling], stop)
 
     _run_monitored(settings, work)
 
@@ -188,17 +201,20 @@ def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"]
 @app.command(rich_help_panel=PARTS)
 def web() -> None:
     """Serve the pages and the API. Make a token with `seatmark tokens make` to get in."""
+    from processors.health import served
     from views.web.app import serve
 
     settings = _start()
     web_app = make_web(settings)
-    run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
+    with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
+        run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
 
 
 @app.command(rich_help_panel=PARTS)
 def collect() -> None:
     """Take events over HTTP (POST /collect/events), for licence servers without a Kafka client."""
     from connectors.http import collector_app
+    from processors.health import served
     from seatmark.collect import open_collector
     from views.web.app import serve
 
@@ -214,7 +230,8 @@ def collect() -> None:
             collector = collector_app(send, tokens.split(","), brokers_answer)
             await serve(collector, settings.collect_host, settings.collect_port, stop)
 
-    run_until_stopped(take)
+    with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
+        run_until_stopped(take)
 
 
 @app.command(hidden=True)
@@ -307,7 +324,7 @@ def topics() -> None:
 
 def _start() -> Settings:
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return settings
 
 
@@ -329,6 +346,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
         dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
+        truncate_ips=settings.ip_truncation == "on",
     )
 
 

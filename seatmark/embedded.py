@@ -87,6 +87,8 @@ class StackPlan:
             "PARTITIONS": str(self.partitions),
             # It has no transactions.
             "FENCING": "off",
+            # In files that people read.
+            "LOG_FORMAT": "text",
             "CLICKHOUSE_DSN": chdb_dsn(self.data_dir / "clickhouse"),
             "CLICKHOUSE_PORT": str(self.clickhouse_port),
             "WEB_HOST": "127.0.0.1",

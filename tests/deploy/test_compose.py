@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = sorted(name for name, service in SERVICES.items() if service["image"].startswith("seatmark:"))
 
-_PLACEHOLDER = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
+# With a default that may be a variable itself.
+_PLACEHOLDER = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>(?:[^{}]|\$\{[^}]*\})*))?\}")
 
 
 def filled(value: str, given: Mapping[str, str]) -> str:
@@ -33,7 +35,7 @@ def filled(value: str, given: Mapping[str, str]) -> str:
         if given.get(found["name"]):
             return given[found["name"]]
         if found["kind"] == "-":
-            return str(found["text"])
+            return filled(found["text"], given)
         raise KeyError(found["name"])
 
     return _PLACEHOLDER.sub(one, value)
@@ -98,6 +100,7 @@ def test_what_reaches_clickhouse_signs_in_as_the_user_that_the_image_makes() -> 
 def test_the_password_is_not_in_the_file_and_must_be_set() -> None:
     assert re.fullmatch(r"\$\{CLICKHOUSE_PASSWORD:\?.+\}", SERVICES["clickhouse"]["environment"]["CLICKHOUSE_PASSWORD"])
     assert set(re.findall(r"\$\{CLICKHOUSE_PASSWORD(..)", COMPOSE_TEXT)) == {":?"}
+    assert environment("grafana")["CLICKHOUSE_PASSWORD"] == environment("clickhouse")["CLICKHOUSE_PASSWORD"]
     with pytest.raises(KeyError, match="CLICKHOUSE_PASSWORD"):
         filled(SERVICES["clickhouse"]["environment"]["CLICKHOUSE_PASSWORD"], {})
 
@@ -114,7 +117,7 @@ def test_parts_that_must_agree_on_partitions_and_time_zone_get_them_from_one_pla
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned(name: str) -> None:
-    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+\.\d+[\w.-]*", SERVICES[name]["image"])
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+[\w.-]*", SERVICES[name]["image"])
 
 
 def test_one_service_builds_the_image_and_the_others_come_after_it() -> None:
@@ -204,9 +207,59 @@ def test_workers_can_be_many() -> None:
     assert not {"container_name", "ports", "hostname"} & set(SERVICES["worker"])
 
 
-def test_volumes_that_are_used_are_named() -> None:
-    used = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
-    assert used == set(COMPOSE["volumes"])
+def test_volumes_that_are_used_are_named_and_files_are_there_and_only_read() -> None:
+    mounts = [volume.split(":") for service in SERVICES.values() for volume in service.get("volumes", [])]
+    assert {source for source, *_ in mounts if not source.startswith(".")} == set(COMPOSE["volumes"])
+    for source, _, *options in (mount for mount in mounts if mount[0].startswith(".")):
+        assert (ROOT / source).exists()
+        assert options == ["ro"]
+
+
+# --- The profile `observe`
+
+
+def test_who_does_not_observe_need_set_nothing_for_it_and_gets_none_of_it() -> None:
+    assert {name for name in SERVICES if "profiles" in SERVICES[name]} == {"prometheus", "grafana"}
+    assert SERVICES["prometheus"]["profiles"] == SERVICES["grafana"]["profiles"] == ["observe"]
+    assert environment("grafana")["GF_SECURITY_ADMIN_PASSWORD"] == ""
+    for name in set(SERVICES) - {"prometheus", "grafana"}:
+        assert not {"prometheus", "grafana"} & set(SERVICES[name].get("depends_on", {}))
+
+
+@pytest.mark.parametrize(("password", "code", "told"), [("", 1, "set GRAFANA_PASSWORD"), ("geheim", 127, "/run.sh")])
+def test_grafana_does_not_start_without_a_password(password: str, code: int, told: str) -> None:
+    """With one it goes on to what the image runs, which is not here."""
+    # Compose makes one dollar of two.
+    script = [part.replace("$$", "$") for part in SERVICES["grafana"]["entrypoint"]]
+    given = {"PATH": "/usr/bin:/bin", "GF_SECURITY_ADMIN_PASSWORD": password}
+    done = subprocess.run(script, env=given, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, told in done.stderr) == (code, True)
+
+
+def test_prometheus_finds_every_part_where_it_serves_its_metrics() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    found = {
+        found["names"][0]: found["port"] for job in config["scrape_configs"] for found in job["dns_sd_configs"]
+    }  # fmt: skip
+    xml = (ROOT / "deploy" / "clickhouse" / "config.d" / "prometheus.xml").read_text()
+    [port] = re.findall(r"<port>(\d+)</port>", xml)
+    ours = {name: load_settings(environment(name)).metrics_port for name in ("worker", "sink", "web")}
+    assert found == ours | {"clickhouse": int(port)}
+    for name in found:
+        assert not any(f":{found[name]}" in published for published in SERVICES[name].get("ports", []))
+
+
+def test_grafana_is_given_what_its_data_sources_ask_for() -> None:
+    given = environment("grafana")
+    sources = (ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "seatmark.yml").read_text()
+    asked = set(re.findall(r": \$(\w+)$", sources, flags=re.M))
+    assert asked == {name for name in given if not name.startswith("GF_")}
+    assert given["PROMETHEUS_URL"] == "http://prometheus:9090"
+    plugin = given["GF_PLUGINS_PREINSTALL_SYNC"].partition("@")
+    assert f"type: {plugin[0]}\n" in sources
+    assert re.fullmatch(r"\d+\.\d+\.\d+", plugin[2])
+    [provided] = re.findall(r"path: ([^}]+)}", (ROOT / "deploy/grafana/provisioning/dashboards/seatmark.yml").read_text())
+    assert f"./deploy/grafana/dashboards:{provided}:ro" in SERVICES["grafana"]["volumes"]
 
 
 # --- Kafka

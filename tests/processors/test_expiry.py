@@ -12,6 +12,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, NotLeaderForPartitionError
+from prometheus_client import REGISTRY
 
 from deploy.kafka.cluster import free_ports
 from processors import expiry as module
@@ -108,6 +109,30 @@ async def test_a_lease_has_run_out_when_the_grace_is_over(log: Log) -> None:
     await expiry.round()
     assert log.records[0][-1]["time"] == iso_ms("11:01")
     assert log.expiries() == ["a"]
+
+
+async def test_how_long_a_lease_has_been_due_is_told_until_it_is_released(log: Log) -> None:
+    expiry = expiry_of(log)
+
+    def due() -> float | None:
+        return REGISTRY.get_sample_value("seatmark_leases_due_seconds")
+
+    log.send(activated("a", "10:00", lease="11:00"), activated("b", "10:00", lease="11:02"))
+    log.apply()
+    log.now = ms("11:00")
+    await expiry.round()
+    assert due() == 0
+    # It waits for a refresh that may be in the log.
+    log.send(activated("c", "10:30"))
+    log.now = ms("11:04")
+    await expiry.round()
+    assert due() == 180
+    log.apply()
+    await expiry.round()
+    assert due() == 180
+    await expiry.round()
+    assert due() == 0
+    assert log.expiries() == ["a", "b"]
 
 
 def iso_ms(at: str) -> str:
@@ -305,10 +330,12 @@ async def test_what_brokers_refuse_is_tried_again_and_told(
         produced.set()
 
     log.on_append = fail_at_first
+    before = REGISTRY.get_sample_value("seatmark_lease_failures_total") or 0
     running = asyncio.ensure_future(expiry.run())
     await asyncio.wait_for(produced.wait(), 10)
     running.cancel()
     assert log.expiries() == ["a"]
+    assert REGISTRY.get_sample_value("seatmark_lease_failures_total") == before + 2
     assert "no broker" in caplog.text
     assert "too slow" in caplog.text
 

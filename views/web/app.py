@@ -13,7 +13,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.asyncapi import asyncapi, json_schema, json_schemas
@@ -97,11 +96,6 @@ def create_app(
             detail = "; ".join(f"{name}: {dependencies[name]}" for name in failed)
             raise Problem(503, "not-ready", detail, dependencies=dependencies)
         return Ready(status="ready", dependencies=dependencies)
-
-    @app.get("/metrics", include_in_schema=False)
-    def prometheus_metrics() -> Response:
-        """The metrics of this process, for Prometheus."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
