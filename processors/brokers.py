@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, SaslAuthentication
 
 from schemas.errors import Explained
 
-_CONNECT_MS = 5000
+_CONNECT_MS = 2000
 
 
 class AccessRefused(Explained):
@@ -44,7 +44,7 @@ class Brokers:
         """
         if not self.security:
             return
-        for host, port, _ in collect_hosts(self.addresses, randomize=False):
+        for host, port, _ in collect_hosts(self.addresses):
             try:
                 connection = await create_conn(host, port, request_timeout_ms=_CONNECT_MS, **self.security)
             except (OSError, KafkaError) as error:
@@ -59,7 +59,10 @@ class Brokers:
 def _why_refused(error: BaseException) -> str:
     """Why we were not let in, and what to look at; empty where that is not what happened."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message}); SEATMARK_KAFKA_CA_FILE says whom to trust"
+        return (
+            f"its certificate is not trusted ({error.verify_message}); SEATMARK_KAFKA_CA_FILE says who may have signed it, "
+            "SEATMARK_BROKERS which name must be in it"
+        )
     # With TLS 1.3 a client learns that its certificate was refused only when it reads an answer.
     refused = error if isinstance(error, ssl.SSLError) else error.__cause__
     if isinstance(refused, ssl.SSLError):

@@ -119,11 +119,12 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     )
     logging.basicConfig(level="DEBUG" if level == "DEBUG" else "WARNING", handlers=[handler])
     logging.captureWarnings(True)
-    # At DEBUG it shows its requests, those with passwords and tokens too.
-    logging.getLogger("aiokafka.conn").setLevel("INFO")
     for package in ("processors", "seatmark", "views"):
         logging.getLogger(package).setLevel(level)
-    if level != "DEBUG":
+    if level == "DEBUG":
+        # It would show its requests, those with passwords and tokens too.
+        logging.getLogger("aiokafka.conn").setLevel("INFO")
+    else:
         # Faust's services log under the names of our subclasses.
         logging.getLogger("processors.batching").setLevel("WARNING")
 

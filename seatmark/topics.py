@@ -69,7 +69,10 @@ async def check_topics(brokers: Brokers, *, prefix: str, partitions: int) -> Non
         deadline = time.monotonic() + _NEW_TOPIC_SECONDS
         while missing := {prefix + topic.name for topic in wanted} - set(await admin.list_topics()):
             if time.monotonic() > deadline:
-                raise TopicsWrong(f"these topics are missing: {', '.join(sorted(missing))}. Create them with `seatmark topics`")
+                raise TopicsWrong(
+                    f"these topics are missing: {', '.join(sorted(missing))}. Create them with `seatmark topics`; those that "
+                    "are there are hidden from a user who may not describe them"
+                )
             await asyncio.sleep(0.1)
         await _check(admin, wanted, prefix, partitions, lambda setting: setting == _NUMBERS_DEPEND_ON)
     finally:

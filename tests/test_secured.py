@@ -28,8 +28,10 @@ from deploy.kafka.cluster import free_ports
 from processors.agents import Topics
 from processors.brokers import AccessRefused, Brokers
 from processors.partitions import partition_of
+from schemas.events import decode
 from seatmark.brokers import brokers_of, opened_brokers
 from seatmark.chdb_http import ChdbHttp
+from seatmark.collect import open_collector
 from seatmark.deadletters import replay
 from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics
@@ -174,6 +176,16 @@ async def test_every_part_does_its_work_with_its_own_rights_and_no_others(
     logs = "".join((tmp_path / f"{name}.log").read_text() for name in ("one", "two", "sink", "web"))
     assert "AuthorizationFailed" not in logs
     assert not [secret for secret in (*secured.passwords.values(), tokens.secret) if secret in logs]
+
+
+async def test_the_collector_sends_with_the_rights_of_a_producer(secured: SecuredKafka, prefix: str, topics_made: None) -> None:
+    """Its producer is idempotent, which older brokers wanted a right on the cluster for."""
+    value = seat_event(5, "seat.activated", "wks-1", "2026-03-02T08:00:00Z")
+    event = decode(value, key=b"acme-cad", appended_at=1_800_000_000_000)
+    settings = load_settings(secured.signed_in("producer") | {"SEATMARK_TOPIC_PREFIX": prefix})
+    async with open_collector(settings) as (send, brokers_answer):
+        assert await brokers_answer()
+        await send([(event, value)])
 
 
 async def both_have_one_partition(workers: list[WorkerProcess], told: list[Told]) -> None:

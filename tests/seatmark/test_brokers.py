@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +120,15 @@ async def test_brokers_that_are_away_are_not_refusing_us() -> None:
     """A part waits for them, as without a sign-in."""
     settings = SASL | {"SEATMARK_KAFKA_SECURITY": "sasl_tls", "SEATMARK_BROKERS": f"127.0.0.1:{free_ports(1)[0]}"}
     assert (await opened_brokers(load_settings(settings))).addresses == settings["SEATMARK_BROKERS"]
+
+
+def test_the_client_s_requests_are_never_logged_for_some_hold_passwords() -> None:
+    asked = (
+        "import logging; from seatmark.console import configure_logging; configure_logging('DEBUG'); "
+        "print(logging.getLogger('aiokafka.conn').isEnabledFor(logging.DEBUG))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
 
 
 # --- Tokens

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seatmark.settings import Settings, SettingsWrong, load_settings
+from seatmark.settings import Settings, SettingsWrong, known_variables, load_settings
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -210,6 +210,8 @@ def test_the_readme_documents_each_setting_with_its_default_and_description() ->
     rows = re.findall(r"^\| `SEATMARK_(\w+)` \| (?:`([^`]*)`)? ?\| (.*) \|$", README.read_text(), re.MULTILINE)
     documented = {name.lower(): (default, description) for name, default, description in rows}
     assert set(documented) == set(Settings.model_fields)
+    for variable in known_variables():
+        assert f"`{variable}`" in README.read_text()
     for name, field in Settings.model_fields.items():
         default, description = documented[name]
         assert description == field.description
