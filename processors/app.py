@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 
 from processors import metrics
 from processors.agents import ChunkProcessor, Topics, process_chunks
-from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
+from processors.batching import ChangelogTable, ChunkApp, ChunkSchema, credentials_of
+from processors.brokers import Brokers
 from processors.changelog import Changelog, FencedChangelog, PlainChangelog, batch_producer
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
@@ -32,9 +33,9 @@ _END_SECONDS = 20
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What the worker needs to know. brokers: host:port, comma separated. fencing: they have transactions. Times in ms."""
+    """What the worker needs to know. fencing: the brokers have transactions. Times in ms."""
 
-    brokers: str
+    brokers: Brokers
     topic_prefix: str
     partitions: int
     fencing: bool
@@ -65,7 +66,8 @@ class Worker:
         self.changelog = changelog = make_changelog(config.brokers, topics.changelog, fencing=config.fencing)
         self.app = app = ChunkApp(
             worker_group(config.topic_prefix),
-            broker=[f"kafka://{broker}" for broker in config.brokers.split(",")],
+            broker=[f"kafka://{broker}" for broker in config.brokers.addresses.split(",")],
+            broker_credentials=credentials_of(config.brokers.security),
             resume_offset=lambda tp, committed: states.resume_offset(tp.partition, committed),
             check_topics=watch.check,
             # What a producer's transaction took back was never sent.
@@ -150,12 +152,12 @@ class Worker:
         )
 
 
-def make_changelog(brokers: str, topic: str, *, fencing: bool) -> Changelog:
+def make_changelog(brokers: Brokers, topic: str, *, fencing: bool) -> Changelog:
     """The changelog that a worker writes."""
     return FencedChangelog(brokers, topic) if fencing else PlainChangelog(brokers, topic)
 
 
-def output_producer(brokers: str) -> AIOKafkaProducer:
+def output_producer(brokers: Brokers) -> AIOKafkaProducer:
     """The producer of what others read, to be started."""
     return batch_producer(brokers, _OUTPUT_BATCH_BYTES)
 

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from processors import metrics
+from processors.brokers import Brokers
 from processors.leases import Lease, LeasePolicy, expiry_of
 from processors.state import PartitionState, PartitionStates
 from schemas.errors import loggable
@@ -158,12 +159,12 @@ class LeaseExpiry:
 class KafkaEventLog:
     """The topic of events, as an async context manager."""
 
-    def __init__(self, brokers: str, topic: str, *, read_committed: bool) -> None:
+    def __init__(self, brokers: Brokers, topic: str, *, read_committed: bool) -> None:
         """read_committed: the worker reads it so."""
         self._read_committed = read_committed
         self._brokers = brokers
         self._topic = topic
-        self._producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", max_request_size=_MAX_REQUEST_BYTES)
+        self._producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=_MAX_REQUEST_BYTES)
 
     async def __aenter__(self) -> Self:
         await self._producer.start()
@@ -186,7 +187,7 @@ class KafkaEventLog:
         the embedded broker gives the first of the last batch + 1.)
         """
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._brokers,
+            **self._brokers.client,
             enable_auto_commit=False,
             # Where events that were not applied are gone from the topic.
             auto_offset_reset="earliest",

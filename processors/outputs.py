@@ -6,14 +6,8 @@ from typing import Protocol
 from processors.domain.ledger import Outcome, Transition
 from schemas.activity import ActivityRow
 from schemas.alerts import SOURCE, Alert, AlertData, Cause, seatmark_id
+from schemas.dead_letters import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
 from schemas.events import Event, Refused, format_time
-
-# Headers of a dead letter, beside the original ones.
-DEAD_REASON = "seatmark-reason"
-DEAD_DETAIL = "seatmark-detail"
-DEAD_TOPIC = "seatmark-source-topic"
-DEAD_PARTITION = "seatmark-source-partition"
-DEAD_OFFSET = "seatmark-source-offset"
 
 
 class SourceRecord(Protocol):

@@ -16,7 +16,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from processors import metrics
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health, end_process
+from schemas.errors import loggable
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +77,8 @@ class Behind(NamedTuple):
 class Log:
     """Asks the brokers how far topics go, over connections that stay open while they answer."""
 
-    def __init__(self, brokers: str, *, read_committed: bool) -> None:
-        """brokers: host:port, comma separated. read_committed: as for those whose progress this is about."""
+    def __init__(self, brokers: Brokers, *, read_committed: bool) -> None:
+        """read_committed: as for those whose progress this is about."""
         self._brokers = brokers
         self._isolation_level = "read_committed" if read_committed else "read_uncommitted"
         self._consumer: AIOKafkaConsumer | None = None
@@ -88,7 +90,7 @@ class Log:
         """By partition, what lies between these offsets, or the first that there is, and the end; without those at the end.
 
         Where there are only markers of transactions, it can take several questions to know.
-        Raises TimeoutError, and whatever the client raises: the brokers do not answer.
+        Raises AccessRefused, TimeoutError, and whatever the client raises: the brokers do not answer.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
             consumer = await self._connected()
@@ -133,8 +135,9 @@ class Log:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
+            await self._brokers.refuse_if_refused()
             consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._brokers,
+                **self._brokers.client,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level=self._isolation_level,
@@ -227,7 +230,10 @@ class Monitor:
         self._answered = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look until `stop` is set."""
+        """Look until `stop` is set.
+
+        Raises AccessRefused: the brokers have never let us in. Waiting would not change that; other settings would.
+        """
         parts = [asyncio.ensure_future(part) for part in (self._turn(), self._keep_looking(), stop.wait())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -267,7 +273,10 @@ class Monitor:
             await self._log.close()
             self._standstill.note(self._clock(), {})
             self._lag.tell_ages()
-            why = f"do not answer ({type(error).__name__}); SEATMARK_BROKERS says where they are"
+            if isinstance(error, AccessRefused) and not self._answered.is_set():
+                raise
+            what = str(error) if isinstance(error, AccessRefused) else type(error).__name__
+            why = f"do not answer ({what}); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect"
             self._say({**seen.checks, "brokers": Check(False, why)})
             return
         self._answered.set()
@@ -310,7 +319,7 @@ class Monitor:
 class Unstored:
     """Tells how old the oldest raw row is that no sink has stored: for the partitions of one worker, as long as it has them."""
 
-    def __init__(self, brokers: str, topic: str, group: str) -> None:
+    def __init__(self, brokers: Brokers, topic: str, group: str) -> None:
         """topic: of the raw rows. group: the sinks'."""
         # Those that the worker has; to be set once there is one.
         self.partitions: Callable[[], Collection[int]] = lambda: ()
@@ -319,6 +328,7 @@ class Unstored:
         self._group = group
         self._log = Log(brokers, read_committed=False)
         self._admin: AIOKafkaAdminClient | None = None
+        self._failed = False
         # When the oldest came, in ms since 1970; None: all is stored.
         self._came_at: dict[int, int | None] = {}
 
@@ -338,8 +348,12 @@ class Unstored:
         try:
             async with asyncio.timeout(2 * _ANSWER_SECONDS):
                 came_at = await self._ask()
-        except Exception:
-            # Whatever a client calls it; the monitor says it, for it asks the same brokers.
+            self._failed = False
+        except Exception as error:
+            # Whatever a client calls it: brokers that are away, or that do not let a worker see the sinks' group.
+            if not self._failed:
+                logger.warning("what the sinks have stored cannot be asked: %s", loggable(error))
+            self._failed = True
             await self._close()
             came_at = self._came_at
         for partition in self._came_at.keys() - came_at.keys():
@@ -353,7 +367,7 @@ class Unstored:
         if not places:
             return {}
         if self._admin is None:
-            self._admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers)
+            self._admin = AIOKafkaAdminClient(**self._brokers.client)
             await self._admin.start()
         committed = await self._admin.list_consumer_group_offsets(self._group, partitions=places)
         # Where nothing was ever committed the answer is -1, which is before the first record.

@@ -33,6 +33,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ProgrammingError
 
 from processors import metrics
+from processors.brokers import Brokers
 from processors.health import Check
 from processors.progress import Observation
 from schemas.activity import (
@@ -340,7 +341,6 @@ def _milliseconds_exact(seconds: float | None) -> Decimal | None:
 class Sink:
     """Stores what the worker sends.
 
-    brokers: host:port, comma separated.
     topic_prefix: what the deployment puts before the catalogue's topic names.
     client_factory: opens a ClickHouse client. It is called in the sink's own thread, again after each failed insert.
     group: the consumer group whose offsets say what is stored.
@@ -353,7 +353,7 @@ class Sink:
     def __init__(
         self,
         *,
-        brokers: str,
+        brokers: Brokers,
         client_factory: Callable[[], Client],
         topic_prefix: str = "",
         group: str = "seatmark-sink",
@@ -412,7 +412,7 @@ class Sink:
         Raises aiokafka.errors.KafkaError: the brokers cannot be reached at the start, or refuse.
         """
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._brokers,
+            **self._brokers.client,
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

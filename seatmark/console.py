@@ -119,6 +119,8 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     )
     logging.basicConfig(level="DEBUG" if level == "DEBUG" else "WARNING", handlers=[handler])
     logging.captureWarnings(True)
+    # At DEBUG it shows its requests, those with passwords and tokens too.
+    logging.getLogger("aiokafka.conn").setLevel("INFO")
     for package in ("processors", "seatmark", "views"):
         logging.getLogger(package).setLevel(level)
     if level != "DEBUG":

@@ -45,19 +45,27 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
+    from seatmark.brokers import opened_brokers
     from views.raw_log import RawLog
     from views.store import connect
 
     topic = Topics(settings.topic_prefix).events
+    brokers = await opened_brokers(settings)
     client = connect(settings.clickhouse_dsn.get_secret_value())
-    producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
+    producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=2 * 1024 * 1024)
 
     async def send(outgoing: Outgoing) -> None:
         # Not where its events once were: the topic may have had fewer partitions then.
         partition = partition_of(outgoing.key.decode(), settings.partitions)
         await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
 
-    restater = Restater(RawLog(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
+    restater = Restater(
+        RawLog(client, topic),
+        send,
+        calendar=Calendar(settings.timezone),
+        late_after_ms=settings.late_after,
+        partitions=settings.partitions,
+    )
     try:
         await producer.start()
         yield restater

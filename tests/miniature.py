@@ -58,7 +58,9 @@ class Miniature:
         self.unsunk: list[tuple[str, Record]] = []
         self.alerts: list[Any] = []
         self.dead_letters: list[Any] = []
-        self.restater = Restater(RawLog(client, self.topic), self._send, calendar=self.calendar, late_after_ms=late_after_ms)
+        self.restater = Restater(
+            RawLog(client, self.topic), self._send, calendar=self.calendar, late_after_ms=late_after_ms, partitions=1
+        )
         self.entitlements: set[str] = set()
         self.applied = 0
         self._outputs: Counter[str] = Counter()

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors.agents import Topics
+from processors.brokers import Brokers
 from processors.partitions import partition_of
 from schemas.events import format_time
 from seatmark.chdb_http import ChdbHttp
@@ -156,7 +157,7 @@ def observed(kafka: KafkaCluster, chdb_http: ChdbHttp, tmp_path_factory: pytest.
     }
     ports = {"seatmark-worker": worker_port, "seatmark-sink": sink_port, "seatmark-web": web_metrics_port}
     migrate(dsn, "UTC")
-    asyncio.run(ensure_topics(kafka.bootstrap, prefix=prefix, partitions=PARTITIONS, replication=1))
+    asyncio.run(ensure_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=PARTITIONS, replication=1))
     with closing(connect(dsn)) as client:
         token = make_token(client, "test", Scope(True, ()))
     with ExitStack() as parts:

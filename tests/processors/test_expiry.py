@@ -18,6 +18,7 @@ from deploy.kafka.cluster import free_ports
 from processors import expiry as module
 from processors.agents import fold_chunk
 from processors.app import run_worker
+from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
 from processors.leases import LeasePolicy
@@ -359,7 +360,7 @@ async def test_an_error_of_ours_is_not_swallowed(log: Log) -> None:
 @asynccontextmanager
 async def event_log(bootstrap: str, *, read_committed: bool = False) -> AsyncIterator[tuple[KafkaEventLog, str]]:
     topic = await create_topic(bootstrap, "events", partitions=4)
-    async with KafkaEventLog(bootstrap, topic, read_committed=read_committed) as log:
+    async with KafkaEventLog(Brokers(bootstrap), topic, read_committed=read_committed) as log:
         yield log, topic
 
 
@@ -417,7 +418,7 @@ async def test_a_transaction_that_goes_on_or_was_aborted_is_not_waited_for(kafka
 async def test_without_brokers_it_is_an_error_of_kafka() -> None:
     [port] = free_ports(1)
     with pytest.raises(KafkaConnectionError):
-        await KafkaEventLog(f"127.0.0.1:{port}", "events", read_committed=False).ends({0: 0})
+        await KafkaEventLog(Brokers(f"127.0.0.1:{port}"), "events", read_committed=False).ends({0: 0})
 
 
 # --- The running worker
@@ -472,7 +473,7 @@ class Expiries:
     async def applied(self) -> None:
         """Wait until the worker has applied all that were found."""
         ends = {partition: offset + 1 for partition, offset, _ in sorted(self.found, key=lambda found: found[:2])}
-        await worker_applied(ends, brokers=self._deployment.bootstrap, prefix=self._deployment.prefix, seconds=60)
+        await worker_applied(ends, brokers=Brokers(self._deployment.bootstrap), prefix=self._deployment.prefix, seconds=60)
 
     def seats(self) -> list[str]:
         return [document["data"]["seat_id"] for _, _, document in self.found]

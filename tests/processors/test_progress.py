@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 from prometheus_client import REGISTRY
 
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health
 from processors.progress import Behind, Log, Monitor, Observation, Standstill, Unstored
 from seatmark.tansu import Tansu
@@ -42,12 +43,12 @@ class ToldLog:
     def __init__(self) -> None:
         self.ends: dict[TopicPartition, int] = {}
         self.came_at: int | None = None
-        self.away = False
+        self.away: bool | Exception = False
         self.closed = 0
 
     async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, Behind]:
         if self.away:
-            raise TimeoutError
+            raise self.away if isinstance(self.away, Exception) else TimeoutError
         return {
             place: Behind(end - next_offsets[place], self.came_at)
             for place, end in self.ends.items()
@@ -138,6 +139,20 @@ async def test_one_partition_that_stands_is_seen_beside_another_that_moves(watch
     assert "events[1]" in watched.ended[0]
 
 
+async def test_brokers_that_never_let_us_in_end_it_and_those_that_did_once_are_asked_again(watched: Watched) -> None:
+    refused = AccessRefused("the Kafka broker k:9093 cannot be used: it refuses who we say that we are")
+    watched.log.away = refused
+    with pytest.raises(AccessRefused):
+        await watched.later(0)
+    watched.log.away = False
+    assert (await watched.later(0))["brokers"].ok
+    watched.log.away = refused
+    brokers = (await watched.later(10 * STUCK_AFTER))["brokers"]
+    assert not brokers.ok
+    assert str(refused) in brokers.why
+    assert watched.ended == []
+
+
 async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: Watched) -> None:
     watched.log.ends = {FIRST: 1000}
     await watched.later(0)
@@ -146,7 +161,10 @@ async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: W
     checks = await watched.later(90)
     assert checks == {
         "assigned": Check(True, "partitions [0, 1]"),
-        "brokers": Check(False, "do not answer (TimeoutError); SEATMARK_BROKERS says where they are"),
+        "brokers": Check(
+            False,
+            "do not answer (TimeoutError); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect",
+        ),
     }
     # The next question goes over connections that are made anew.
     assert watched.log.closed == 1
@@ -215,7 +233,7 @@ async def test_it_says_that_the_loop_turns_until_it_is_stopped(watched: Watched)
 
 @asynccontextmanager
 async def asked(broker: Any) -> AsyncIterator[Log]:
-    log = Log(broker.bootstrap, read_committed=not isinstance(broker, Tansu))
+    log = Log(Brokers(broker.bootstrap), read_committed=not isinstance(broker, Tansu))
     try:
         yield log
     finally:
@@ -304,7 +322,7 @@ async def test_the_lag_is_in_the_metrics_by_partition_in_records_and_seconds(wat
 @pytest.mark.kafka
 async def test_what_no_sink_has_stored_grows_old_whether_there_is_a_sink_or_not(kafka: Any) -> None:
     topic = await create_topic(kafka.bootstrap, "unstored", partitions=2)
-    unstored = Unstored(kafka.bootstrap, topic, f"{topic}-sinks")
+    unstored = Unstored(Brokers(kafka.bootstrap), topic, f"{topic}-sinks")
     hour_ago = int(time.time() * 1000) - 3600_000
 
     async def until(fits: Callable[[float | None, float | None], bool]) -> None:
@@ -336,8 +354,10 @@ async def test_what_no_sink_has_stored_grows_old_whether_there_is_a_sink_or_not(
     await unstored.run(stop)
 
 
-async def test_while_brokers_are_away_what_is_not_stored_grows_older(monkeypatch: pytest.MonkeyPatch) -> None:
-    unstored = Unstored("127.0.0.1:1", "activity", "sinks")
+async def test_while_brokers_are_away_what_is_not_stored_grows_older(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unstored = Unstored(Brokers("127.0.0.1:1"), "activity", "sinks")
     unstored.partitions = lambda: [7]
     minute_ago = int(time.time() * 1000) - 60_000
 
@@ -349,6 +369,10 @@ async def test_while_brokers_are_away_what_is_not_stored_grows_older(monkeypatch
         await unstored.look()
     before = gauge("seatmark_unstored_seconds", partition="7")
     await unstored.look()
+    await unstored.look()
+    assert [record.message.split(":")[0] for record in caplog.records if record.name == "processors.progress"] == [
+        "what the sinks have stored cannot be asked"
+    ]
     after = gauge("seatmark_unstored_seconds", partition="7")
     assert before is not None
     assert after is not None
@@ -394,7 +418,7 @@ async def test_records_that_were_deleted_are_nothing_to_do(kafka: Any) -> None:
 
 
 async def test_nobody_there() -> None:
-    log = Log("127.0.0.1:1", read_committed=False)
+    log = Log(Brokers("127.0.0.1:1"), read_committed=False)
     with pytest.raises(Exception, match="Unable to bootstrap"):
         await log.behind({})
     await log.close()

@@ -24,6 +24,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
+from processors.brokers import Brokers
 from seatmark.produce import worker_applied
 
 pytestmark = pytest.mark.stack
@@ -222,7 +223,7 @@ def test_dead_letters_are_sent_again_and_applied(stack: RunningStack) -> None:
             ]
         finally:
             await producer.stop()
-        await worker_applied({0: placed[-1].offset + 1}, brokers=brokers, prefix="", seconds=60)
+        await worker_applied({0: placed[-1].offset + 1}, brokers=Brokers(brokers), prefix="", seconds=60)
 
     asyncio.run(dead_letter())
     # A second time it is a repeat.
@@ -261,6 +262,25 @@ def test_bad_lines_are_reported_and_the_rest_is_sent(stack: RunningStack) -> Non
     assert "sent 2 events" in told
     [day] = stack.usage("acme-3", "--to", "2026-01-05", "--days", "1")
     assert (day["max"], day["activations"]) == (2, 2)
+
+
+def test_events_over_http_are_counted(stack: RunningStack) -> None:
+    def event(number: int, type: str, hour: int) -> dict[str, Any]:
+        return {"specversion": "1.0", "id": str(number), "source": "/t", "type": type, "subject": "acme-6",
+                "time": f"2026-01-05T{hour:02}:00:00Z", "data": {"seat_id": f"s{number % 2}"}}  # fmt: skip
+
+    url = f"http://127.0.0.1:{stack.port}/collect/events"
+    # The second time it changes nothing.
+    for _ in range(2):
+        events = [event(1, "seat.activated", 9), event(2, "seat.activated", 10), event(3, "seat.deactivated", 11)]
+        answer = httpx.post(url, json=events)
+        assert (answer.status_code, answer.json()) == (202, {"accepted": 3})
+    assert httpx.post(url, json=events, headers={"host": "elsewhere.example"}).status_code == 421
+    assert httpx.post(url, content=orjson.dumps(event(4, "seat.activated", 12))).status_code == 415
+    assert stack.run("produce", "-", given=orjson.dumps(event(5, "seat.activated", 13))).returncode == 0
+    [day] = stack.usage("acme-6", "--to", "2026-01-05", "--days", "1")
+    # 5 activates s1 again.
+    assert (day["closing"], day["max"], day["activations"], day["deactivations"]) == (2, 2, 3, 1)
 
 
 def test_a_lease_that_ran_out_closes_its_hold(stack: RunningStack) -> None:
