@@ -108,7 +108,7 @@ async def idiomatic(brokers: str, partitions: int, events: int) -> float:
             event = decode(message.value, key=message.key, appended_at=None)
             position = position_of(1, record.offset)
             for outcome in state.ledger.apply(event, position):
-                row = activity_row(event, outcome, "idiomatic", 1, record, 0)
+                row = activity_row(event, outcome, "idiomatic", 1, record, 0, message.value)
                 await activity.send(key=message.key, value=orjson.dumps(row[:-1]) + row.event, partition=record.partition)
                 if outcome.transition is not None:
                     await alerts.send(key=message.key, value=encode_alert(alert_of(outcome.transition)))

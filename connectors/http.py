@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, generate_latest
+from prometheus_client import Counter
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -74,7 +74,7 @@ def collector(send: Send, tokens: Sequence[str]) -> Starlette:
 
 
 def collector_app(send: Send, tokens: Sequence[str], brokers_answer: Callable[[], Awaitable[bool]]) -> Starlette:
-    """The endpoint on a server of its own, with `/livez`, `/readyz` and `/metrics` beside it, which ask for no token."""
+    """The endpoint on a server of its own, with `/livez` and `/readyz` beside it, which ask for no token."""
 
     def livez(_: Request) -> Response:
         return Response('{"status":"alive"}', media_type="application/json")
@@ -84,15 +84,11 @@ def collector_app(send: Send, tokens: Sequence[str], brokers_answer: Callable[[]
             return Response('{"status":"ready"}', media_type="application/json")
         return _answer(_Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the Kafka brokers do not answer"))
 
-    def metrics(_: Request) -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
     return Starlette(
         routes=[
             Mount("/collect", collector(send, tokens)),
             Route("/livez", livez),
             Route("/readyz", readyz),
-            Route("/metrics", metrics),
         ]
     )
 

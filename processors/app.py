@@ -46,6 +46,7 @@ class WorkerConfig:
     session_timeout_ms: int
     rebalance_timeout_ms: int
     dead_letter_limit: RefusalLimit
+    truncate_ips: bool = False
 
 
 def worker_group(topic_prefix: str) -> str:
@@ -111,9 +112,10 @@ class Worker:
 
         async def entitlements(stream: object) -> None:
             async with output_producer(config.brokers) as outputs:
-                await process_chunks(
-                    stream, states, ChunkProcessor(outputs, changelog, topics, incarnation, config.dead_letter_limit)
+                processor = ChunkProcessor(
+                    outputs, changelog, topics, incarnation, config.dead_letter_limit, truncate_ips=config.truncate_ips
                 )
+                await process_chunks(stream, states, processor)
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 

@@ -55,9 +55,9 @@ def alert_of(transition: Transition) -> Alert:
 
 
 def activity_row(
-    event: Event, outcome: Outcome, incarnation: str, epoch: int, record: SourceRecord, appended_at: int
+    event: Event, outcome: Outcome, incarnation: str, epoch: int, record: SourceRecord, appended_at: int, value: bytes
 ) -> ActivityRow:
-    """The raw-log row of one event and one element. record: where the event stood; its value is kept as it is."""
+    """The raw-log row of one event and one element. record: where the event stood. value: what is kept of its bytes."""
     terms = outcome.terms
     # `_make` because a named tuple's own constructor takes twice as long.
     return ActivityRow._make(
@@ -92,7 +92,7 @@ def activity_row(
             None if terms is None else terms.hard_limit,
             terms is not None,
             outcome.state,
-            record.value or b"",
+            value,
         )
     )
 

@@ -43,7 +43,7 @@ from schemas.events import Event
 
 logger = logging.getLogger(__name__)
 
-_RESTATED_VERSIONS_FROM = 2
+RESTATED_VERSIONS_FROM = 2
 
 
 @dataclass
@@ -421,7 +421,7 @@ def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
     versions = zip(changed, table.column("version").to_pylist(), strict=True)
     replaced: dict[str, list[Any]] = {
         # A rebuild has seen the same events as the restatement before it, and may know of a lower position for that.
-        "version": [max(item.basis + _RESTATED_VERSIONS_FROM, version) for item, version in versions]
+        "version": [max(item.basis + RESTATED_VERSIONS_FROM, version) for item, version in versions]
     }
     replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)}
     for name, values in replaced.items():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, tokens, upkeep
+from seatmark import events, forget, reports, tokens, upkeep
 from seatmark.console import configure_logging, progress, say, say_why_it_ends, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
@@ -48,6 +48,7 @@ app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
 app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
 app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
 app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
+app.command("forget", rich_help_panel="Privacy")(forget.forget)
 
 
 def main() -> None:
@@ -146,14 +147,13 @@ def worker() -> None:
     settings = _start()
 
     async def work(stop: asyncio.Event, monitor: "Monitor") -> None:
-        brokers = brokers_of(settings)
-        unstored = Unstored(brokers, Topics(settings.topic_prefix).activity, sink_group(settings.topic_prefix))
+        unstored = Unstored(brokers_of(settings), Topics(settings.topic_prefix).activity, sink_group(settings.topic_prefix))
 
         def made(worker: "Worker") -> None:
             monitor.observe = worker.observe
             unstored.partitions = lambda: worker.partitions
 
-        await check_topics(brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
+        await check_topics(brokers_of(settings), prefix=settings.topic_prefix, partitions=settings.partitions)
         telling = [unstored.run(stop)] if settings.metrics_port else []
         await _together([run_worker(worker_config(settings), stop, made), *telling], stop)
 
@@ -214,6 +214,7 @@ def web() -> None:
 def collect() -> None:
     """Take events over HTTP (POST /collect/events), for licence servers without a Kafka client."""
     from connectors.http import collector_app
+    from processors.health import served
     from seatmark.collect import open_collector
     from views.web.app import serve
 
@@ -229,7 +230,8 @@ def collect() -> None:
             collector = collector_app(send, tokens.split(","), brokers_answer)
             await serve(collector, settings.collect_host, settings.collect_port, stop)
 
-    run_until_stopped(take)
+    with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
+        run_until_stopped(take)
 
 
 @app.command(hidden=True)
@@ -344,6 +346,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
         dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
+        truncate_ips=settings.ip_truncation == "on",
     )
 
 

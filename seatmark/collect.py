@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 from connectors.http import NotSent, Send
 from processors.agents import Topics
 from schemas.events import Event
+from schemas.personal import with_truncated_ip
 from seatmark.brokers import opened_brokers
 from seatmark.settings import Settings
 
@@ -26,6 +27,7 @@ async def open_collector(settings: Settings) -> AsyncIterator[tuple[Send, Callab
     Raises aiokafka.errors.KafkaError: the brokers cannot be reached.
     """
     topic = Topics(settings.topic_prefix).events
+    truncates = settings.ip_truncation == "on"
     producer = AIOKafkaProducer(
         **(await opened_brokers(settings)).client,
         acks="all",
@@ -37,9 +39,13 @@ async def open_collector(settings: Settings) -> AsyncIterator[tuple[Send, Callab
     )
 
     async def send(events: Sequence[tuple[Event, bytes]]) -> None:
+        values = [with_truncated_ip(value, event)[0] if truncates else value for event, value in events]
         try:
             async with asyncio.timeout(_SEND_SECONDS):
-                pending = [await producer.send(topic, key=event.entitlement.encode(), value=value) for event, value in events]
+                pending = [
+                    await producer.send(topic, key=event.entitlement.encode(), value=value)
+                    for (event, _), value in zip(events, values, strict=True)
+                ]
                 await asyncio.gather(*pending)
         except TimeoutError as error:
             raise NotSent(f"the Kafka brokers did not acknowledge the events within {_SEND_SECONDS:.0f} s") from error

@@ -326,6 +326,7 @@ def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
                 brokers=await opened_brokers(settings),
                 prefix=settings.topic_prefix,
                 on_progress=lambda done: bar.update(sending, completed=done),
+                truncate_ips=settings.ip_truncation == "on",
             )
             bar.update(sending, total=produced.sent, completed=produced.sent)
             if wait:

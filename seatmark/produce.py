@@ -16,6 +16,7 @@ from processors.app import worker_group
 from processors.brokers import Brokers
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
+from schemas.personal import with_truncated_ip
 
 _IN_FLIGHT = 5_000
 _POLL_SECONDS = 0.1
@@ -86,11 +87,16 @@ async def open_sender(brokers: Brokers, prefix: str) -> AsyncIterator[Sender]:
 
 
 async def produce_lines(
-    lines: Iterable[bytes], *, brokers: Brokers, prefix: str, on_progress: Callable[[int], None]
+    lines: Iterable[bytes],
+    *,
+    brokers: Brokers,
+    prefix: str,
+    on_progress: Callable[[int], None],
+    truncate_ips: bool = False,
 ) -> Produced:
     """Send one CloudEvent a line, keyed by its subject; lines that are no valid event are reported, not sent.
 
-    on_progress(lines): called now and then with the number of lines read.
+    on_progress(lines): called now and then with the number of lines read. truncate_ips: of addresses only the network is sent.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
     refused: list[tuple[int, str]] = []
@@ -106,6 +112,8 @@ async def produce_lines(
             except Refused as problem:
                 refused.append((number, str(problem)))
                 continue
+            if truncate_ips:
+                value, event = with_truncated_ip(value, event)
             await sender.send(event, value)
             if number % _IN_FLIGHT == 0:
                 on_progress(number)

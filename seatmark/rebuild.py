@@ -31,7 +31,7 @@ from seatmark.brokers import brokers_of, opened_brokers
 from seatmark.produce import group_members, sink_lag
 from seatmark.settings import Settings
 from seatmark.topics import ensure_topics
-from views.raw_log import RawLog
+from views.raw_log import RawLog, open_raw_log
 from views.rebuilt import Comparison, RebuiltTables
 from views.store import connect
 
@@ -59,7 +59,7 @@ async def prepare_state(settings: Settings, on_progress: OnProgress) -> int:
     """
     client = connect(settings.clickhouse_dsn.get_secret_value())
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         epoch = log.highest_epoch()
         if not epoch:
             return 0
@@ -94,10 +94,10 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
     embedded = dsn.startswith("chdb:")
     if not embedded:
         await opened_brokers(settings)
-        await _refuse_while_running(settings)
+        await refuse_while_running(settings)
     client = connect(dsn)
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         tables = RebuiltTables(client)
         # Of an empty raw log too: state of an epoch is rebuilt state, with which a worker begins the topic again.
         epoch = max(1, log.highest_epoch())
@@ -226,7 +226,7 @@ async def _changelog(settings: Settings) -> AsyncIterator[Callable[[int, Iterabl
         await producer.stop()
 
 
-async def _refuse_while_running(settings: Settings) -> None:
+async def refuse_while_running(settings: Settings) -> None:
     """Raises RebuildRefused: a worker runs, or the sink has not stored all that there is."""
     group = worker_group(settings.topic_prefix)
     if await group_members(brokers_of(settings), group):

@@ -122,6 +122,12 @@ class Settings(BaseSettings):
     dead_letter_window: Duration = Field(
         3_600_000, description="both count in the running one of these spans and the one before; `0s`: a worker never stops"
     )
+    ip_truncation: Literal["on", "off"] = Field(
+        "off", description="`on`: of each IP address only the network is kept, of IPv4 24 bits, of IPv6 48"
+    )
+    personal_retention: Duration = Field(
+        0, description="the sink takes users, hosts and addresses out of the raw log after this long; `0d`: never"
+    )
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")
     auth: Literal["on", "off"] = Field(
@@ -138,7 +144,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=65535,
-        description="port on which worker, sink and web serve `/metrics`, and worker and sink `/livez` and `/readyz`; 0: none",
+        description="port on which each part serves `/metrics`, and worker and sink `/livez` and `/readyz`; 0: none",
     )
     stuck_after: Duration = Field(
         120_000, ge=5000, description="a worker or sink that does not get on for this long, for no reason outside, ends itself"

@@ -142,6 +142,9 @@ async def test_what_a_worker_says_to_do_about_a_topic_that_was_made_anew_puts_it
             await stored()
             await make_anew(on_kafka, on_kafka.topics.events)
             assert worker.wait(60) == 1
+        with running("forget", on_kafka.settings, tmp_path / "forget.log", "--user", "ann", "--yes") as forget:
+            assert forget.wait(60) == 1
+        assert "a sink is running" in forget.log.read_text()
         # As a worker that is frozen, and so has left the group.
         frozen = FencedChangelog(Brokers(on_kafka.bootstrap), on_kafka.topics.changelog)
         await frozen.take_over(range(PARTITIONS))

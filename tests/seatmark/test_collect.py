@@ -25,7 +25,7 @@ async def running(brokers: str, prefix: str) -> AsyncIterator[httpx.AsyncClient]
     [port] = free_ports(1)
     environment = {
         **os.environ, "SEATMARK_BROKERS": brokers, "SEATMARK_TOPIC_PREFIX": prefix, "SEATMARK_COLLECT_PORT": str(port),
-        "SEATMARK_COLLECT_TOKENS": f"another-secret-of-it,{TOKEN}",
+        "SEATMARK_COLLECT_TOKENS": f"another-secret-of-it,{TOKEN}", "SEATMARK_IP_TRUNCATION": "on",
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(*COMMAND, env=environment, stderr=subprocess.PIPE)
     headers = {"authorization": f"Bearer {TOKEN}"}
@@ -49,13 +49,15 @@ async def running(brokers: str, prefix: str) -> AsyncIterator[httpx.AsyncClient]
 @pytest.mark.kafka
 async def test_what_is_accepted_is_on_the_topic_in_order(kafka: KafkaCluster) -> None:
     await create_topic_named(kafka.bootstrap, "collected-entitlement-events", partitions=3)
-    events = [{**EVENT, "id": f"e{number}", "subject": f"ent-{number % 5}"} for number in range(500)]
+    data = EVENT["data"] | {"ip": "203.0.113.77"}
+    events = [{**EVENT, "data": data, "id": f"e{number}", "subject": f"ent-{number % 5}"} for number in range(500)]
     async with running(kafka.bootstrap, "collected-") as client:
         assert (await client.post("/collect/events", json=events)).json() == {"accepted": 500}
         assert (await client.post("/collect/events", json=numbered(1, time="soon"))).status_code == 422
         assert (await client.post("/collect/events", json=EVENT, headers={"authorization": "Bearer no"})).status_code == 401
     records = await read_topic(kafka.bootstrap, "collected-entitlement-events", 3)
     assert len(records) == 500
+    assert all(b'"ip":"203.0.113.0"' in record.value for record in records)
     assert all(record.partition == partition_of(record.key.decode(), 3) for record in records)
     for entitlement in range(5):
         of_one = [record.value for record in records if record.key == b"ent-%d" % entitlement]

@@ -382,7 +382,15 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
         sent = stack.run("import", "flexnet", str(log), "--entitlement", "acme-1", "--no-wait")
         assert sent.returncode == 0, sent.stderr.decode()
         assert stack.stop(number) == 0
+        forgotten = stack.run("forget", "--user", "ann", "--yes", "--data-dir", str(stack.data_dir))
+        assert forgotten.returncode == 0, forgotten.stderr.decode()
+        # She came twice, and went twice.
+        assert "4 rows of 1 element written anew" in forgotten.stderr.decode()
+        assert "1 seat id in them replaced" in forgotten.stderr.decode()
         assert "replaying the raw log: 1 element, done" in stack.start()
+        history = httpx.get(f"{stack.environment['SEATMARK_URL']}/api/v1/entitlements/acme-1/history").text
+        assert "bob@wks2" in history
+        assert "ann" not in history
         days = stack.usage("acme-1", "--to", "2025-04-06", "--days", "3")
         assert [(day["min"], day["max"], day["closing"]) for day in days] == [(0, 2, 1), (1, 1, 1), (0, 3, 0)]
         # The rebuilt state goes on where the old one was: the one who comes back is counted once.
