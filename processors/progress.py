@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from processors import metrics
 from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health, end_process
+from schemas.errors import loggable
 
 logger = logging.getLogger(__name__)
 
@@ -327,6 +328,7 @@ class Unstored:
         self._group = group
         self._log = Log(brokers, read_committed=False)
         self._admin: AIOKafkaAdminClient | None = None
+        self._failed = False
         # When the oldest came, in ms since 1970; None: all is stored.
         self._came_at: dict[int, int | None] = {}
 
@@ -346,8 +348,12 @@ class Unstored:
         try:
             async with asyncio.timeout(2 * _ANSWER_SECONDS):
                 came_at = await self._ask()
-        except Exception:
-            # Whatever a client calls it; the monitor says it, for it asks the same brokers.
+            self._failed = False
+        except Exception as error:
+            # Whatever a client calls it: brokers that are away, or that do not let a worker see the sinks' group.
+            if not self._failed:
+                logger.warning("what the sinks have stored cannot be asked: %s", loggable(error))
+            self._failed = True
             await self._close()
             came_at = self._came_at
         for partition in self._came_at.keys() - came_at.keys():

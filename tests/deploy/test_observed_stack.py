@@ -38,6 +38,8 @@ from views.tokens import Scope, make_token
 
 pytestmark = pytest.mark.kafka
 
+# One for all: each client takes a moment to make.
+HTTP = httpx.Client(timeout=60)
 PARTITIONS = 2
 SECONDS = 90
 HOUR, DAY = 3_600_000, 86_400_000
@@ -100,7 +102,7 @@ class Observed:
         """All samples of all processes, summed up by name."""
         found: dict[str, float] = {}
         for port in self.ports.values():
-            text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+            text = HTTP.get(f"http://127.0.0.1:{port}/metrics").text
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
                     found[sample.name] = found.get(sample.name, 0) + sample.value
@@ -108,7 +110,7 @@ class Observed:
 
     def ask(self, path: str, token: str | None = None) -> httpx.Response:
         """Ask the web."""
-        return httpx.get(self.web + path, headers={"authorization": f"Bearer {token or self.token}"}, timeout=60)
+        return HTTP.get(self.web + path, headers={"authorization": f"Bearer {token or self.token}"})
 
 
 @contextmanager
@@ -136,7 +138,7 @@ def until(fits: Callable[[], object], told: Callable[[], object] = str) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=30).status_code == httpx.codes.OK
+        return HTTP.get(url).status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
 
@@ -252,7 +254,7 @@ def test_every_metric_of_the_lists_is_set_by_what_runs(observed: Observed) -> No
 def test_labels_name_no_customer_and_no_entitlement(observed: Observed) -> None:
     observed.ask("/api/v1/entitlements/acme/usage")
     for port in observed.ports.values():
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        text = HTTP.get(f"http://127.0.0.1:{port}/metrics").text
         assert "acme" not in text
         assert not any(marker in text for marker in MARKERS)
 

@@ -354,7 +354,9 @@ async def test_what_no_sink_has_stored_grows_old_whether_there_is_a_sink_or_not(
     await unstored.run(stop)
 
 
-async def test_while_brokers_are_away_what_is_not_stored_grows_older(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_brokers_are_away_what_is_not_stored_grows_older(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     unstored = Unstored(Brokers("127.0.0.1:1"), "activity", "sinks")
     unstored.partitions = lambda: [7]
     minute_ago = int(time.time() * 1000) - 60_000
@@ -367,6 +369,10 @@ async def test_while_brokers_are_away_what_is_not_stored_grows_older(monkeypatch
         await unstored.look()
     before = gauge("seatmark_unstored_seconds", partition="7")
     await unstored.look()
+    await unstored.look()
+    assert [record.message.split(":")[0] for record in caplog.records if record.name == "processors.progress"] == [
+        "what the sinks have stored cannot be asked"
+    ]
     after = gauge("seatmark_unstored_seconds", partition="7")
     assert before is not None
     assert after is not None
