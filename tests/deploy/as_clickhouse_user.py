@@ -27,7 +27,9 @@ def main(configuration: str, directory: str) -> None:
         print(json.dumps(answer, default=str), flush=True)
 
 
-def _answer(dsn: str, migrate_in: str = "", sql: str = "", query: str = "", parameters: dict[str, Any] | None = None) -> list[Any]:
+def _answer(
+    dsn: str, migrate_in: str = "", sql: str = "", query: str = "", parameters: dict[str, Any] | None = None
+) -> list[Any]:
     """migrate_in: a time zone; sql: a statement; query: the name of one of views/queries."""
     if migrate_in:
         migrate(dsn, migrate_in)

@@ -98,8 +98,12 @@ def test_every_command_is_one_that_help_lists(name: str) -> None:
 
 
 def test_who_only_reads_signs_in_as_the_reader_and_all_others_as_the_writer() -> None:
-    who = {name: environment(name)["SEATMARK_CLICKHOUSE_DSN"] for name in OURS if "SEATMARK_CLICKHOUSE_DSN" in environment(name)}
-    writer, reader = (f"http://{user}@clickhouse:8123/seatmark" for user in ("seatmark_writer:a1b2c3", "seatmark_reader:d4e5f6"))
+    who = {
+        name: environment(name)["SEATMARK_CLICKHOUSE_DSN"] for name in OURS if "SEATMARK_CLICKHOUSE_DSN" in environment(name)
+    }
+    writer, reader = (
+        f"http://{user}@clickhouse:8123/seatmark" for user in ("seatmark_writer:a1b2c3", "seatmark_reader:d4e5f6")
+    )
     assert who == {"migrate": writer, "sink": writer, "web": reader}
 
 
