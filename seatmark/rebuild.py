@@ -96,7 +96,7 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
     client = connect(dsn)
     try:
         log = RawLog(client, Topics(settings.topic_prefix).events)
-        tables = RebuiltTables(client)
+        tables = RebuiltTables(client, settings.clickhouse_cluster)
         epoch = log.highest_epoch()
         tables.make()
         try:

@@ -1,14 +1,11 @@
 """deploy/clickhouse, tried on ClickHouse's engine: it takes the same users, grants, profiles and row policies as a server.
 
-The engine in process has one user, `default`, and keeps none that SQL makes. So each user of the files is given to it as `default`, in
-a process of its own, over the same data; what analysts.sql says is written as XML for that.
+The engine in process has one user, `default`, and keeps none that SQL makes. So each user of the files is given to it as `default`,
+in a process of its own, over the same data; what analysts.sql says is written as XML for that.
 """
 
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,14 +15,16 @@ import chdb
 import pytest
 from clickhouse_migrations.migrator import Migrator
 
+from tests.deploy.clickhouse_process import ClickhouseProcess
+
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "deploy" / "clickhouse"
 ANALYSTS = (FILES / "analysts.sql").read_text()
 
 ACCESS_DENIED, CONSTRAINT_VIOLATION, READONLY = 497, 452, 164
 
-# Rows of `elements` in the order of their positions: entitlement and the customer that it names. What ent-2 named first was globex;
-# ent-3 was acme's for a while.
+# Rows of `elements` in the order of their positions: entitlement and the customer that it names. What ent-2 named first was
+# globex; ent-3 was acme's for a while.
 ELEMENTS = [
     ("ent-1", "acme"),
     ("ent-2", "globex"),
@@ -43,38 +42,6 @@ ANN_SEES = ["ent-1", "ent-2", "ent-5"]
 NOT_FOR_ANALYSTS = {
     "tokens", "progress", "settled", "restatements", "exact_states", "settings", "schema_versions", "visible_elements",
 }  # fmt: skip
-
-
-class As:
-    """The engine as one user; `database` is Seatmark's."""
-
-    def __init__(self, directory: Path, name: str, users: Element) -> None:
-        of_users, configuration = directory / f"{name}-users.xml", directory / f"{name}.xml"
-        ElementTree.ElementTree(users).write(of_users)
-        configuration.write_text(f"<clickhouse><users_config>{of_users}</users_config></clickhouse>")
-        command = [sys.executable, "-m", "tests.deploy.as_clickhouse_user", str(configuration), str(directory / "data")]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def rows(self, sql: str) -> list[list[Any]]:
-        answer = self.ask(sql=sql)
-        assert "rows" in answer, (sql, answer)
-        rows: list[list[Any]] = answer["rows"]
-        return rows
-
-    def error(self, sql: str) -> int | None:
-        return self.ask(sql=sql).get("error")
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.wait() == 0
 
 
 def child(element: Element, tag: str) -> Element:
@@ -150,6 +117,12 @@ def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
+def process(directory: Path, name: str, users: Element) -> ClickhouseProcess:
+    of_users = directory / f"{name}.xml"
+    ElementTree.ElementTree(users).write(of_users)
+    return ClickhouseProcess(f"<users_config>{of_users}</users_config>", directory / "data", directory / f"{name}-server.xml")
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("clickhouse-users")
@@ -158,7 +131,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(directory: Path) -> dict[str, Any]:
     """What the writer was answered, by what it tried: it migrates an empty server, and stores rows in every table."""
-    writer = As(directory, "writer", users_where_default_is("seatmark_writer"))
+    writer = process(directory, "writer", users_where_default_is("seatmark_writer"))
     try:
         answers: dict[str, Any] = {
             "migrate": writer.ask(migrate_in="UTC"),
@@ -168,19 +141,21 @@ def written(directory: Path) -> dict[str, Any]:
             "a user": writer.error("CREATE USER somebody"),
             "a file": writer.error("SELECT * FROM file('/etc/passwd', 'LineAsString')"),
         }
-        for table in tables_of_customers(answers):
+        for table in sorted(tables_of_customers(answers)):
             if table != "elements":
                 rows = ", ".join(f"('{entitlement}', 'seats')" for entitlement in ENTITLEMENTS)
-                writer.rows(f"INSERT INTO {table} (entitlement, element) VALUES {rows}")
+                writer.run(f"INSERT INTO {table} (entitlement, element) VALUES {rows}")
         # One by one, and not merged, so that rows that were replaced are still there.
-        writer.rows("SYSTEM STOP MERGES elements")
+        writer.run("SYSTEM STOP MERGES elements")
         for position, (entitlement, customer) in enumerate(ELEMENTS, 1):
             named = "NULL" if customer is None else f"'{escaped(customer)}'"
-            writer.rows(
+            writer.run(
                 "INSERT INTO elements (entitlement, element, customer, kind, level, state, position) "
                 f"VALUES ('{entitlement}', 'seats', {named}, 'pool', 1, 'overdraft', {position})"
             )
-        answers["rows that were replaced"] = writer.rows("SELECT count() FROM elements")[0][0] - len(ENTITLEMENTS)
+        answers["rows that were replaced"] = writer.rows("SELECT count() FROM elements WHERE position > 0")[0][0] - len(
+            ENTITLEMENTS
+        )
         return answers
     finally:
         writer.close()
@@ -196,10 +171,34 @@ def tables_of_customers(written: dict[str, Any]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def reader(directory: Path, written: dict[str, Any]) -> Iterator[As]:
-    process = As(directory, "reader", users_where_default_is("seatmark_reader"))
-    yield process
-    process.close()
+def one_at_a_time(directory: Path, written: dict[str, Any]) -> Iterator[Callable[[str], ClickhouseProcess]]:
+    """Gives the engine as the reader or as ann; one process at a time can have the data open."""
+    users = {"reader": users_where_default_is("seatmark_reader"), "ann": users_where_default_is_an_analyst(ANN_HAS)}
+    running: dict[str, ClickhouseProcess] = {}
+
+    def close() -> None:
+        while running:
+            running.popitem()[1].close()
+
+    def started(name: str) -> ClickhouseProcess:
+        if name not in running:
+            close()
+            running[name] = process(directory, name, users[name])
+        return running[name]
+
+    yield started
+    close()
+
+
+@pytest.fixture
+def reader(one_at_a_time: Callable[[str], ClickhouseProcess]) -> ClickhouseProcess:
+    return one_at_a_time("reader")
+
+
+@pytest.fixture
+def ann(one_at_a_time: Callable[[str], ClickhouseProcess]) -> ClickhouseProcess:
+    """An analyst with the roles of two customers."""
+    return one_at_a_time("ann")
 
 
 # --- The writer
@@ -217,7 +216,7 @@ def test_the_writer_can_do_nothing_elsewhere(written: dict[str, Any]) -> None:
 # --- The reader
 
 
-def test_the_reader_reads_everything_and_writes_nothing(reader: As) -> None:
+def test_the_reader_reads_everything_and_writes_nothing(reader: ClickhouseProcess) -> None:
     assert reader.rows("SELECT count() FROM live_levels") == [[len(ENTITLEMENTS)]]
     assert reader.ask(query="token", parameters={"id": "0123456789ab"}) == {"rows": []}
     assert reader.ask(query="entitlement", parameters={"entitlement": "ent-1", "everyone": True, "customers": []})["rows"] != []
@@ -239,18 +238,11 @@ def test_the_reader_reads_everything_and_writes_nothing(reader: As) -> None:
         ("max_memory_usage = 0", False),
     ],
 )
-def test_the_reader_sets_limits_but_does_not_lift_them(reader: As, setting: str, allowed: bool) -> None:
+def test_the_reader_sets_limits_but_does_not_lift_them(reader: ClickhouseProcess, setting: str, allowed: bool) -> None:
     assert reader.error(f"SELECT 1 SETTINGS {setting}") == (None if allowed else CONSTRAINT_VIOLATION)
 
 
 # --- Analysts
-
-
-@pytest.fixture(scope="module")
-def ann(directory: Path, written: dict[str, Any]) -> Iterator[As]:
-    process = As(directory, "ann", users_where_default_is_an_analyst(ANN_HAS))
-    yield process
-    process.close()
 
 
 def test_every_table_of_customers_data_has_a_policy(written: dict[str, Any]) -> None:
@@ -268,18 +260,18 @@ def test_rows_that_were_replaced_are_there_to_be_seen(written: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("table", sorted(granted() - {"usage", "calendar"}))
-def test_an_analyst_sees_the_entitlements_that_name_her_customers_now(ann: As, table: str) -> None:
+def test_an_analyst_sees_the_entitlements_that_name_her_customers_now(ann: ClickhouseProcess, table: str) -> None:
     assert ann.rows(f"SELECT DISTINCT entitlement FROM {table} ORDER BY entitlement") == [[name] for name in ANN_SEES]
 
 
-def test_an_analyst_sees_the_usage_of_her_customers_only(ann: As) -> None:
+def test_an_analyst_sees_the_usage_of_her_customers_only(ann: ClickhouseProcess) -> None:
     asked = "last_day = '2026-11-24', days = 2, at = '2026-11-24 10:00:00.000'"
     found = ann.rows(f"SELECT DISTINCT entitlement FROM usage(entitlement = '', element = '', {asked}) ORDER BY entitlement")
     assert found == [[name] for name in ANN_SEES]
     assert ann.rows(f"SELECT * FROM usage(entitlement = 'ent-3', element = '', {asked})") == []
 
 
-def test_an_analyst_does_not_see_what_a_row_was_before(ann: As) -> None:
+def test_an_analyst_does_not_see_what_a_row_was_before(ann: ClickhouseProcess) -> None:
     assert ann.rows("SELECT entitlement, customer FROM elements ORDER BY entitlement") == [
         ["ent-1", "acme"],
         ["ent-2", "acme"],
@@ -290,11 +282,11 @@ def test_an_analyst_does_not_see_what_a_row_was_before(ann: As) -> None:
 
 
 @pytest.mark.parametrize("table", sorted(NOT_FOR_ANALYSTS - {"visible_elements"}))
-def test_an_analyst_reads_nothing_that_is_not_granted(ann: As, table: str) -> None:
+def test_an_analyst_reads_nothing_that_is_not_granted(ann: ClickhouseProcess, table: str) -> None:
     assert ann.error(f"SELECT * FROM {table}") == ACCESS_DENIED
 
 
-def test_an_analyst_writes_nothing_and_does_not_lift_the_limits(ann: As) -> None:
+def test_an_analyst_writes_nothing_and_does_not_lift_the_limits(ann: ClickhouseProcess) -> None:
     assert ann.error("INSERT INTO days (entitlement) VALUES ('ent-1')") in {ACCESS_DENIED, READONLY}
     assert ann.error("SELECT 1 SETTINGS max_execution_time = 0") == CONSTRAINT_VIOLATION
     assert ann.error("SELECT 1 SETTINGS max_memory_usage = 0") == CONSTRAINT_VIOLATION
