@@ -1,6 +1,7 @@
 """ClickHouse's engine with a server's configuration, in a process of its own: a process can have one engine only.
 
-The other end reads requests from stdin, a line of JSON each, and answers with one: `rows`, or the number of the `error`.
+The other end reads requests from stdin, a line of JSON each, and answers with one: `rows`, or the number of the `error`, or why a
+migration was `refused`.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from views import cluster, store
-from views.migrate import migrate
+from views.migrate import MigrationRefused, migrate
 from views.store import Store, connect
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,8 @@ def _main(configuration: str, directory: str) -> None:
             answer = {"rows": engine.answer(**json.loads(line))}
         except DatabaseError as error:
             answer = {"error": error.code}
+        except MigrationRefused as error:
+            answer = {"refused": str(error)}
         print(json.dumps(answer, default=str), flush=True)
 
 

@@ -1,7 +1,7 @@
 """deploy/clickhouse, tried on ClickHouse's engine: it takes the same users, grants, profiles and row policies as a server.
 
-The engine in process has one user, `default`, and keeps none that SQL makes. So each user of the files is given to it as `default`,
-in a process of its own, over the same data; what analysts.sql says is written as XML for that.
+The engine in process has one user, `default`, and keeps none that SQL makes. So each user of the files is given to it as
+`default`, in a process of its own, over the same data; what analysts.sql says is written as XML for that.
 """
 
 import re

@@ -7,6 +7,7 @@ tests, enough to make them). It has no ON CLUSTER, and its replicas do not becom
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import chdb
 import pytest
@@ -16,6 +17,8 @@ from tests.deploy.clickhouse_process import ClickhouseProcess
 from views.cluster import EVERYWHERE, Cluster, NoClusterForm
 from views.migrate import MIGRATIONS
 from views.store import named_queries
+
+FILES = Path(__file__).parents[2] / "deploy" / "clickhouse"
 
 CLUSTER = Cluster("main", "seatmark")
 STATEMENTS = [
@@ -38,8 +41,8 @@ QUERIES = {
 VIEWS = {
     # Its numbers are those of this instant, which is another one each time.
     "usage_by_day": "SELECT entitlement, element, day, opening, `max` FROM usage_by_day ORDER BY entitlement, element, day",
-    "usage": "SELECT * FROM usage(entitlement = '', element = '', last_day = '2026-11-24', days = 30, at = '2026-11-24 10:00:00') "
-    "ORDER BY entitlement, element, day",
+    "usage": "SELECT * "
+    "FROM usage(entitlement = '', element = '', last_day = '2026-11-24', days = 30, at = '2026-11-24 10:00:00') ORDER BY entitlement, element, day",
     "live_levels": "SELECT * FROM live_levels ORDER BY entitlement, element",
     "overdrawn_now": "SELECT * FROM overdrawn_now ORDER BY entitlement, element",
     "activity_history": "SELECT * FROM activity_history",
@@ -207,26 +210,31 @@ _SETTINGS = (
     "SETTINGS async_insert = 0, deduplicate_blocks_in_dependent_materialized_views = 1, distributed_foreground_insert = 1"
 )
 INSERTS = [
-    f"INSERT INTO activity (entitlement, element, time, source, id, type, customer, epoch, offset, t, version, delta, level) "
-    f"{_SETTINGS} SELECT 'ent-' || toString(1 + number % 3), 'seats', toDateTime64('2026-11-20 00:00:00', 3, 'UTC') + number * 3600, '/s', "
-    "toString(number), if(number < 3, 'entitlement.changed', 'seat.activated'), 'acme', 1, number, "
+    "INSERT INTO activity "
+    "(entitlement, element, time, source, id, type, customer, epoch, offset, t, version, delta, level) "
+    f"{_SETTINGS} SELECT 'ent-' || toString(1 + number % 3), 'seats', "
+    "toDateTime64('2026-11-20 00:00:00', 3, 'UTC') + number * 3600, '/s', toString(number), if(number < 3, 'entitlement.changed', 'seat.activated'), 'acme', 1, number, "
     "toDateTime64('2026-11-20 00:00:00', 3, 'UTC') + number * 3600, number % 2, 1, number FROM numbers(60)",
-    f"INSERT INTO days "
+    "INSERT INTO days "
     "(entitlement, element, day, customer, kind, closing, closing_limit, max, peak_overage, state, as_of, position) "
-    f"{_SETTINGS} SELECT 'ent-' || toString(1 + number % 3), 'seats', toDate32('2026-11-20') + intDiv(number, 3) % 4, 'acme', 'pool', "
-    "number, 3, number, number % 5, 'overdraft', '2026-11-23 10:00:00', number FROM numbers(24)",
+    f"{_SETTINGS} SELECT 'ent-' || toString(1 + number % 3), 'seats', toDate32('2026-11-20') + intDiv(number, 3) % 4, 'acme', "
+    "'pool', number, 3, number, number % 5, 'overdraft', '2026-11-23 10:00:00', number FROM numbers(24)",
     f"INSERT INTO marks (entitlement, element, first_day, last_day, position, since) {_SETTINGS} "
     "VALUES ('ent-1', 'seats', '2026-11-20', '2026-11-21', 9, 9)",
     f"INSERT INTO alerts (entitlement, element, at, id, type, entered_at, peak) {_SETTINGS} "
     "VALUES ('ent-1', 'seats', '2026-11-22 10:00:00', 'a', 'overdraft.left', '2026-11-21 10:00:00', 5)",
-    f"INSERT INTO progress (topic, partition, epoch, offset, incarnation) {_SETTINGS} VALUES ('entitlement-events', 0, 1, 59, 'i')",
+    f"INSERT INTO progress (topic, partition, epoch, offset, incarnation) {_SETTINGS} "
+    "VALUES ('entitlement-events', 0, 1, 59, 'i')",
 ]
 
 
 def test_what_is_spread_is_found_by_the_same_names(engine: ClickhouseProcess) -> None:
     names = "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine != 'MaterializedView' ORDER BY name"
     assert engine.rows(names, "spread") == engine.rows(names, "single")
-    columns = "SELECT table, name, type FROM system.columns WHERE database = currentDatabase() AND table NOT LIKE '%_from_%' ORDER BY ALL"
+    columns = (
+        "SELECT table, name, type FROM system.columns "
+        "WHERE database = currentDatabase() AND table NOT LIKE '%_from_%' ORDER BY ALL"
+    )
     assert engine.rows(columns, "spread") == engine.rows(columns, "single")
     engines = dict(engine.rows("SELECT name, engine FROM system.tables WHERE database = currentDatabase()", "spread"))
     assert {name for name, kind in engines.items() if kind.endswith("MergeTree")} == EVERYWHERE
@@ -251,11 +259,15 @@ def test_a_repeat_of_an_insert_is_dropped_by_its_token_on_the_shard_and_in_its_v
     )
     for token, rows in {"first": 3, "second": 6}.items():
         for _ in range(2):
-            engine.run(
-                INSERTS[0].replace("numbers(60)", f"numbers({3})") + f" SETTINGS insert_deduplication_token = '{token}'",
-                "spread",
-            )
+            engine.run(repeated.format(token), "spread")
         assert engine.rows(counts, "spread") == [[before[0] + rows, before[1] + rows]]
+
+
+def test_tables_of_one_form_are_not_taken_for_those_of_the_other(engine: ClickhouseProcess) -> None:
+    for database, cluster in {"spread": "", "single": "main"}.items():
+        refused = engine.ask(migrate_in="UTC", database=database, cluster=cluster)["refused"]
+        assert "SEATMARK_CLICKHOUSE_CLUSTER" in refused
+        assert engine.ask(migrate_in="UTC", database=database, cluster="" if cluster else "main") == {"rows": []}
 
 
 def test_replicated_tables_can_be_made(tmp_path: Path) -> None:
@@ -277,3 +289,60 @@ def test_replicated_tables_can_be_made(tmp_path: Path) -> None:
     finally:
         # Left alone it waits for its replicas.
         engine.kill()
+
+
+# --- deploy/clickhouse/cluster
+
+
+def test_the_server_s_files_say_who_is_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLICKHOUSE_CLUSTER_SECRET", "s")
+    monkeypatch.setenv("CLICKHOUSE_SHARD", "2")
+    monkeypatch.setenv("CLICKHOUSE_REPLICA", "b")
+    files = (FILES / "config.d" / "seatmark.xml", FILES / "cluster" / "config.d" / "cluster.xml")
+    inside = "".join(file.read_text().split("<clickhouse>")[1].split("</clickhouse>")[0] for file in files)
+    engine = ClickhouseProcess(
+        re.sub(r"<logger>.*?</logger>", "", inside, flags=re.S), tmp_path / "data", tmp_path / "server.xml"
+    )
+    try:
+        shards = "SELECT shard_num, count() FROM system.clusters WHERE cluster = 'seatmark' GROUP BY ALL ORDER BY ALL"
+        assert engine.rows(shards, "default") == [[1, 2], [2, 2]]
+        assert engine.rows("SELECT macro, substitution FROM system.macros ORDER BY macro", "default") == [
+            ["replica", "b"],
+            ["shard", "2"],
+        ]
+        # Each number in config.d is one that the engine knows.
+        numbers = dict(re.findall(r"^    <(\w+)>(\d+)</", files[0].read_text(), flags=re.M))
+        assert len(numbers) == 3
+        known = "SELECT name FROM system.server_settings WHERE changed AND name IN ({}) ORDER BY name"
+        assert engine.rows(known.format(", ".join(f"'{name}'" for name in numbers)), "default") == [
+            [name] for name in sorted(numbers)
+        ]
+    finally:
+        engine.kill()
+
+
+def test_analysts_on_a_cluster_are_those_on_one_server() -> None:
+    """Grants in both databases, policies where the rows are."""
+    single, cluster = ((FILES / place / "analysts.sql").read_text() for place in (".", "cluster"))
+    grants, policies = single.split("-- An element belongs")
+    grants_there, policies_there = cluster.split("-- An element belongs")
+    assert policies_there == policies.replace("seatmark.", "seatmark_shard.")
+    granted, granted_there = (
+        set(re.findall(r"^GRANT SELECT ON (\w+\.\w+) ", text, flags=re.M)) for text in (grants, grants_there)
+    )
+    parts = {f"seatmark_shard.{name}" for name in ("activity", "terms", "days", "marks", "elements", "alerts")}
+    assert granted_there == granted | parts
+    assert {f"seatmark.{part.partition('.')[2]}" for part in parts} <= granted
+    limits, limits_there = (set(re.findall(r"^    (\w+ = [\w' ]+)", text, flags=re.M)) for text in (grants, grants_there))
+    assert limits < limits_there
+
+
+def test_the_writer_and_the_reader_have_the_shards_database_too() -> None:
+    root = ElementTree.parse(FILES / "cluster" / "users.d" / "cluster.xml").getroot()
+    there = {user.tag: {query.text for query in user.findall("grants/query")} for user in root.findall("users/*")}
+    single = ElementTree.parse(FILES / "users.d" / "seatmark.xml").getroot()
+    for name, grants in there.items():
+        here = {query.text for query in single.findall(f"users/{name}/grants/query")}
+        assert here <= grants
+        assert {grant.replace("seatmark.", "seatmark_shard.") for grant in here if grant} <= grants
+    assert set(there) == {"seatmark_writer", "seatmark_reader"}
