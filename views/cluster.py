@@ -5,8 +5,9 @@ need not know of the cluster. What is behind a name is one of three:
 
 - **Views** are as on one server.
 - **Tables with rows of entitlements** are spread over the shards: a `Distributed` table here, and behind it, in a second
-  database, the `Replicated` table with this shard's part. An entitlement is on one shard with all that is of it. So all versions
-  of a row are on one shard, where FINAL finds them; and what a query joins or looks up in a subquery is on the shard of the rows that it is for.
+  database, the `Replicated` table with this shard's part. An entitlement is on one shard with all that is of it. So all
+  versions of a row are on one shard, where FINAL finds them; and what a query joins or looks up in a subquery is on the
+  shard of the rows that it is for.
 - **Tables that belong to no entitlement** are `Replicated`, on every server whole.
 
 Everything else follows: a table's columns change in both places, its rows and parts behind it only.

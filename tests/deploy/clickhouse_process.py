@@ -1,7 +1,7 @@
 """ClickHouse's engine with a server's configuration, in a process of its own: a process can have one engine only.
 
-The other end reads requests from stdin, a line of JSON each, and answers with one: `rows`, or the number of the `error`, or why a
-migration was `refused`.
+The other end reads requests from stdin, a line of JSON each, and answers with one: `rows`, or the number of the `error`, or why
+a migration was `refused`.
 """
 
 import json

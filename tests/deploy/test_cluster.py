@@ -42,7 +42,8 @@ VIEWS = {
     # Its numbers are those of this instant, which is another one each time.
     "usage_by_day": "SELECT entitlement, element, day, opening, `max` FROM usage_by_day ORDER BY entitlement, element, day",
     "usage": "SELECT * "
-    "FROM usage(entitlement = '', element = '', last_day = '2026-11-24', days = 30, at = '2026-11-24 10:00:00') ORDER BY entitlement, element, day",
+    "FROM usage(entitlement = '', element = '', last_day = '2026-11-24', days = 30, at = '2026-11-24 10:00:00') "
+    "ORDER BY entitlement, element, day",
     "live_levels": "SELECT * FROM live_levels ORDER BY entitlement, element",
     "overdrawn_now": "SELECT * FROM overdrawn_now ORDER BY entitlement, element",
     "activity_history": "SELECT * FROM activity_history",
@@ -118,7 +119,8 @@ def test_tables_without_entitlements_are_on_every_server_and_no_others() -> None
             "SETTINGS non_replicated_deduplication_window = 10000",
             [
                 "CREATE TABLE IF NOT EXISTS `seatmark_shard`.`days` ON C (day Date) "
-                "ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', version)\nORDER BY day\n"
+                "ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', version)\n"
+                "ORDER BY day\n"
                 "SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800",
                 "CREATE TABLE IF NOT EXISTS `seatmark`.`days` ON C AS `seatmark_shard`.`days` "
                 "ENGINE = Distributed(`main`, `seatmark_shard`, `days`, cityHash64(entitlement))",
@@ -213,7 +215,8 @@ INSERTS = [
     "INSERT INTO activity "
     "(entitlement, element, time, source, id, type, customer, epoch, offset, t, version, delta, level) "
     f"{_SETTINGS} SELECT 'ent-' || toString(1 + number % 3), 'seats', "
-    "toDateTime64('2026-11-20 00:00:00', 3, 'UTC') + number * 3600, '/s', toString(number), if(number < 3, 'entitlement.changed', 'seat.activated'), 'acme', 1, number, "
+    "toDateTime64('2026-11-20 00:00:00', 3, 'UTC') + number * 3600, '/s', toString(number), "
+    "if(number < 3, 'entitlement.changed', 'seat.activated'), 'acme', 1, number, "
     "toDateTime64('2026-11-20 00:00:00', 3, 'UTC') + number * 3600, number % 2, 1, number FROM numbers(60)",
     "INSERT INTO days "
     "(entitlement, element, day, customer, kind, closing, closing_limit, max, peak_overage, state, as_of, position) "
@@ -300,9 +303,9 @@ def test_the_server_s_files_say_who_is_where(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("CLICKHOUSE_REPLICA", "b")
     files = (FILES / "config.d" / "seatmark.xml", FILES / "cluster" / "config.d" / "cluster.xml")
     inside = "".join(file.read_text().split("<clickhouse>")[1].split("</clickhouse>")[0] for file in files)
-    engine = ClickhouseProcess(
-        re.sub(r"<logger>.*?</logger>", "", inside, flags=re.S), tmp_path / "data", tmp_path / "server.xml"
-    )
+    # Of these the engine in process has its own.
+    inside = re.sub(r"<(logger|user_directories)\b.*?</\1>", "", inside, flags=re.S)
+    engine = ClickhouseProcess(inside, tmp_path / "data", tmp_path / "server.xml")
     try:
         shards = "SELECT shard_num, count() FROM system.clusters WHERE cluster = 'seatmark' GROUP BY ALL ORDER BY ALL"
         assert engine.rows(shards, "default") == [[1, 2], [2, 2]]
