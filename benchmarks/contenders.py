@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processors.agents import ChunkProcessor, Topics
 from processors.app import WorkerConfig, create_worker, output_producer, relax_garbage_collection
+from processors.brokers import Brokers
 from processors.changelog import PlainChangelog
 from processors.codec import encode_changes
 from processors.domain.days import Calendar
@@ -39,7 +40,7 @@ _POLL_SECONDS = 0.002
 async def worker(brokers: str, partitions: int, events: int, *, fencing: bool = True) -> float:
     """Events per second from the first chunk's end to the last's; so for the others."""
     config = WorkerConfig(
-        brokers=brokers, topic_prefix=INPUT.prefix, partitions=partitions, fencing=fencing, timezone="UTC",
+        brokers=Brokers(brokers), topic_prefix=INPUT.prefix, partitions=partitions, fencing=fencing, timezone="UTC",
         late_after_ms=LATE_AFTER_MS, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=10_000,
         rebalance_timeout_ms=10_000, dead_letter_limit=RefusalLimit(count=10_000, percent=50, window_ms=3_600_000),
     )  # fmt: skip
@@ -55,7 +56,7 @@ async def worker(brokers: str, partitions: int, events: int, *, fencing: bool = 
 async def bare(brokers: str, partitions: int, events: int) -> float:
     """The same chunks, read by a plain loop."""
     relax_garbage_collection()
-    incarnation = await topic_incarnation(brokers, INPUT.events)
+    incarnation = await topic_incarnation(Brokers(brokers), INPUT.events)
     states = PartitionStates(Calendar("UTC"), LATE_AFTER_MS, incarnation, partitions)
     consumer = AIOKafkaConsumer(bootstrap_servers=brokers, fetch_max_wait_ms=20, max_partition_fetch_bytes=4 * 1024 * 1024)
     await consumer.start()
@@ -64,10 +65,10 @@ async def bare(brokers: str, partitions: int, events: int) -> float:
     await consumer.seek_to_beginning(*places)
 
     async def loop() -> None:
-        changelog = PlainChangelog(brokers, Topics("bare-").changelog)
+        changelog = PlainChangelog(Brokers(brokers), Topics("bare-").changelog)
         await changelog.take_over(range(partitions))
         try:
-            async with output_producer(brokers) as outputs:
+            async with output_producer(Brokers(brokers)) as outputs:
                 processor = ChunkProcessor(outputs, changelog, Topics("bare-"), incarnation)
                 while True:
                     for place, records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).items():
@@ -107,7 +108,7 @@ async def idiomatic(brokers: str, partitions: int, events: int) -> float:
             event = decode(message.value, key=message.key, appended_at=None)
             position = position_of(1, record.offset)
             for outcome in state.ledger.apply(event, position):
-                row = activity_row(event, outcome, "idiomatic", 1, record, 0)
+                row = activity_row(event, outcome, "idiomatic", 1, record, 0, message.value)
                 await activity.send(key=message.key, value=orjson.dumps(row[:-1]) + row.event, partition=record.partition)
                 if outcome.transition is not None:
                     await alerts.send(key=message.key, value=encode_alert(alert_of(outcome.transition)))

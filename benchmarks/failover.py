@@ -24,6 +24,7 @@ from benchmarks.throughput import events
 from deploy.kafka.cluster import KafkaCluster
 from processors.agents import Topics
 from processors.app import worker_group
+from processors.brokers import Brokers
 from seatmark.produce import group_is_stable, group_members
 from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics
@@ -86,14 +87,14 @@ async def all_partitions_served(brokers: str, since: float) -> float:
 async def two_members(brokers: str) -> None:
     """Wait until two workers have their partitions, and both work."""
     group = worker_group(TOPICS.prefix)
-    while not (await group_members(brokers, group) == 2 and await group_is_stable(brokers, group)):
+    while not (await group_members(Brokers(brokers), group) == 2 and await group_is_stable(Brokers(brokers), group)):
         await asyncio.sleep(0.2)
     await all_partitions_served(brokers, time.time())
 
 
 async def failovers(brokers: str, runs: int, directory: Path) -> list[float]:
     """Seconds of each run."""
-    await ensure_topics(brokers, prefix=TOPICS.prefix, partitions=PARTITIONS, replication=1)
+    await ensure_topics(Brokers(brokers), prefix=TOPICS.prefix, partitions=PARTITIONS, replication=1)
     feeding = asyncio.ensure_future(feed(brokers))
     seconds = []
     try:

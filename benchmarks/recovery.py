@@ -23,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from deploy.kafka.cluster import KafkaCluster
 from processors.agents import Topics
 from processors.app import WorkerConfig, create_worker
+from processors.brokers import Brokers
 from processors.changelog import PlainChangelog
 from processors.codec import STATE_VERSION, Cursor, StateRecord, element_records, encode_cursor
 from processors.domain.element import Element, Head
@@ -61,9 +62,9 @@ def state_records(leases: int, now: int) -> Iterator[tuple[int, list[StateRecord
 
 async def fill(brokers: str, leases: int) -> int:
     """The changelog of a worker that has these leases; the number of its records."""
-    await ensure_topics(brokers, prefix=TOPICS.prefix, partitions=PARTITIONS, replication=1)
-    incarnation = await topic_incarnation(brokers, TOPICS.events)
-    changelog = PlainChangelog(brokers, TOPICS.changelog)
+    await ensure_topics(Brokers(brokers), prefix=TOPICS.prefix, partitions=PARTITIONS, replication=1)
+    incarnation = await topic_incarnation(Brokers(brokers), TOPICS.events)
+    changelog = PlainChangelog(Brokers(brokers), TOPICS.changelog)
     await changelog.take_over(range(PARTITIONS))
     cursor = encode_cursor(Cursor(STATE_VERSION, incarnation, 1, -1, "UTC"))
     pending: list[list[StateRecord]] = [[cursor] for _ in range(PARTITIONS)]
@@ -84,7 +85,7 @@ async def fill(brokers: str, leases: int) -> int:
 async def worker(brokers: str, leases: int) -> dict[str, Any]:
     """Recovery of the worker, then the leases that run out."""
     running = await create_worker(WorkerConfig(
-        brokers=brokers, topic_prefix=TOPICS.prefix, partitions=PARTITIONS, fencing=True, timezone="UTC",
+        brokers=Brokers(brokers), topic_prefix=TOPICS.prefix, partitions=PARTITIONS, fencing=True, timezone="UTC",
         late_after_ms=3_600_000, lease_policy="release", lease_grace_ms=_GRACE_MS, session_timeout_ms=10_000,
         rebalance_timeout_ms=10_000, dead_letter_limit=NO_LIMIT,
     ))  # fmt: skip

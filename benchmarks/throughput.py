@@ -24,6 +24,7 @@ from benchmarks.contenders import CONTENDERS, INPUT
 from benchmarks.open_seats import cost_by_open_seats
 from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable
 from processors.app import worker_group
+from processors.brokers import Brokers
 from schemas.events import format_time
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics
@@ -59,7 +60,7 @@ def events(count: int) -> Iterator[tuple[bytes, bytes]]:
 async def prepare(brokers: str, count: int) -> None:
     """Topics for all contenders, and the events on the one that they share."""
     for prefix in (INPUT.prefix, "bare-", "idio-"):
-        await ensure_topics(brokers, prefix=prefix, partitions=PARTITIONS, replication=1)
+        await ensure_topics(Brokers(brokers), prefix=prefix, partitions=PARTITIONS, replication=1)
     producer = AIOKafkaProducer(bootstrap_servers=brokers, linger_ms=10, max_batch_size=256 * 1024, compression_type="snappy")
     await producer.start()
     for key, value in events(count):
@@ -75,7 +76,7 @@ async def forget(brokers: str) -> None:
     await admin.delete_topics([name for name in await admin.list_topics() if name != keep and not name.startswith("__")])
     await admin.close()
     for prefix in (INPUT.prefix, "bare-", "idio-"):
-        await ensure_topics(brokers, prefix=prefix, partitions=PARTITIONS, replication=1)
+        await ensure_topics(Brokers(brokers), prefix=prefix, partitions=PARTITIONS, replication=1)
     await rewind(brokers)
 
 

@@ -8,7 +8,6 @@ cursor, and skips what it covers.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +34,9 @@ from schemas.activity import (
 )
 from schemas.alerts import encode_alert
 from schemas.days import DayRecord, encode_day
-from schemas.errors import Explained
+from schemas.errors import Explained, loggable
 from schemas.events import Refused, decode
-
-logger = logging.getLogger(__name__)
+from schemas.personal import with_truncated_ip
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 
@@ -95,18 +93,24 @@ class ChunkOutputs:
 
 
 def fold_chunk(
-    state: PartitionState, records: Sequence[SourceRecord], now_ms: int, limit: RefusalLimit = NO_LIMIT
+    state: PartitionState,
+    records: Sequence[SourceRecord],
+    now_ms: int,
+    limit: RefusalLimit = NO_LIMIT,
+    *,
+    truncate_ips: bool = False,
 ) -> ChunkOutputs:
     """Fold the records above the state's cursor into it; what that puts out. The cursor moves to the last record taken.
 
     Not all are taken where they would put out more than fits in memory and in a record: the caller goes on with the rest.
     now_ms: the wall clock, against which events in the future are refused where the topic has producers' timestamps.
+    truncate_ips: of addresses only the network is put out; dead letters stay as they came.
     Raises TooManyRefused: a record crossed the limit.
     Raises whatever goes wrong with a record that is not its own fault, with the record's offset added.
     """
     outputs = ChunkOutputs()
     rows: list[ActivityRow] = []
-    row_bytes = 0
+    row_bytes = applied_events = 0
     ledger, cursor = state.ledger, state.cursor
     epoch, incarnation, applied = cursor.epoch, cursor.incarnation, cursor.offset
     placed = state.placed
@@ -130,6 +134,8 @@ def fold_chunk(
             event = decode(value, key=record.key, appended_at=appended_at)
             if event.entitlement not in placed:
                 state.place(event.entitlement)
+            if truncate_ips:
+                value, event = with_truncated_ip(value, event)
         except Refused as refused:
             metrics.DEAD_LETTERS.labels(refused.reason).inc()
             outputs.dead_letters.append((record.key, record.value, dead_letter_headers(record, refused)))
@@ -143,10 +149,12 @@ def fold_chunk(
         except Exception as error:
             error.add_note(f"while applying {record.topic}[{record.partition}] offset {offset}")
             raise
-        if not outcomes:
+        if outcomes:
+            applied_events += 1
+        else:
             metrics.DUPLICATES.inc()
         for outcome in outcomes:
-            rows.append(activity_row(event, outcome, incarnation, epoch, record, appended_at))
+            rows.append(activity_row(event, outcome, incarnation, epoch, record, appended_at, value))
             row_bytes += len(value)
             if outcome.late:
                 metrics.LATE.inc()
@@ -166,11 +174,12 @@ def fold_chunk(
         }
         outputs.activity.append((None, encode_activity(rows), [(k, v.encode()) for k, v in headers.items()]))
     state.advance(max(last.offset, applied))
+    metrics.APPLIED.inc(applied_events)
     return outputs
 
 
 class ChunkProcessor:
-    """Processes chunks. outputs: sends what others read. incarnation: of the source topic."""
+    """Processes chunks. outputs: sends what others read. incarnation: of the source topic. truncate_ips: see `fold_chunk`."""
 
     def __init__(
         self,
@@ -179,12 +188,15 @@ class ChunkProcessor:
         topics: Topics,
         incarnation: str,
         limit: RefusalLimit = NO_LIMIT,
+        *,
+        truncate_ips: bool = False,
     ) -> None:
         self._outputs = outputs
         self._changelog = changelog
         self._topics = topics
         self._incarnation = incarnation
         self._limit = limit
+        self._truncate_ips = truncate_ips
 
     async def process(self, state: PartitionState, records: Sequence[SourceRecord]) -> None:
         """Process one chunk of a partition. When it returns, outputs and state are with the broker.
@@ -201,24 +213,24 @@ class ChunkProcessor:
         """Process as many records as `fold_chunk` takes; how many."""
         started = time.monotonic()
         partition = records[0].partition
-        out = fold_chunk(state, records, int(time.time() * 1000), self._limit)
+        out = fold_chunk(state, records, int(time.time() * 1000), self._limit, truncate_ips=self._truncate_ips)
         changes = state.ledger.take_changes()
         days: list[DayRecord] = [*changes.days, *changes.marks, *changes.settled]
         out.days = [(record.entitlement.encode(), encode_day(record), []) for record in days]
         folded = time.monotonic()
 
         topics = self._topics
-        sent = [
-            await self._send(topic, partition, batch)
-            for topic, batch in (
-                (topics.activity, out.activity),
-                (topics.alerts, out.alerts),
-                (topics.dead_letters, out.dead_letters),
-                (topics.days, out.days),
-            )
-        ]
+        outputs = (
+            (topics.activity, out.activity),
+            (topics.alerts, out.alerts),
+            (topics.dead_letters, out.dead_letters),
+            (topics.days, out.days),
+        )
+        sent = [await self._send(topic, partition, batch) for topic, batch in outputs]
         await asyncio.gather(*(future for futures in sent for future in futures))
         put_out = time.monotonic()
+        for topic, batch in outputs:
+            metrics.OUTPUTS.labels(topic.removeprefix(topics.prefix)).inc(len(batch))
 
         await self._changelog.write(partition, encode_changes(changes, state.cursor))
         state.written = state.cursor.offset
@@ -264,6 +276,6 @@ async def process_chunks(stream: Any, states: PartitionStates, processor: ChunkP
         except Exception as error:
             raise ChunkFailed(
                 f"{records[0].topic}[{records[0].partition}] offsets {records[0].offset} to {records[-1].offset}: "
-                f"{error!r} {' '.join(getattr(error, '__notes__', []))}"
+                f"{loggable(error)} {' '.join(getattr(error, '__notes__', []))}"
             ) from error
         await stream.ack(event)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
+from processors import metrics
 from processors.agents import ChunkProcessor, Topics, process_chunks
-from processors.batching import ChangelogTable, ChunkApp, ChunkSchema
+from processors.batching import ChangelogTable, ChunkApp, ChunkSchema, credentials_of
+from processors.brokers import Brokers
 from processors.changelog import Changelog, FencedChangelog, PlainChangelog, batch_producer
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
@@ -31,9 +33,9 @@ _END_SECONDS = 20
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What the worker needs to know. brokers: host:port, comma separated. fencing: they have transactions. Times in ms."""
+    """What the worker needs to know. fencing: the brokers have transactions. Times in ms."""
 
-    brokers: str
+    brokers: Brokers
     topic_prefix: str
     partitions: int
     fencing: bool
@@ -44,6 +46,7 @@ class WorkerConfig:
     session_timeout_ms: int
     rebalance_timeout_ms: int
     dead_letter_limit: RefusalLimit
+    truncate_ips: bool = False
 
 
 def worker_group(topic_prefix: str) -> str:
@@ -64,7 +67,8 @@ class Worker:
         self.changelog = changelog = make_changelog(config.brokers, topics.changelog, fencing=config.fencing)
         self.app = app = ChunkApp(
             worker_group(config.topic_prefix),
-            broker=[f"kafka://{broker}" for broker in config.brokers.split(",")],
+            broker=[f"kafka://{broker}" for broker in config.brokers.addresses.split(",")],
+            broker_credentials=credentials_of(config.brokers.security),
             resume_offset=lambda tp, committed: states.resume_offset(tp.partition, committed),
             check_topics=watch.check,
             # What a producer's transaction took back was never sent.
@@ -108,9 +112,10 @@ class Worker:
 
         async def entitlements(stream: object) -> None:
             async with output_producer(config.brokers) as outputs:
-                await process_chunks(
-                    stream, states, ChunkProcessor(outputs, changelog, topics, incarnation, config.dead_letter_limit)
+                processor = ChunkProcessor(
+                    outputs, changelog, topics, incarnation, config.dead_letter_limit, truncate_ips=config.truncate_ips
                 )
+                await process_chunks(stream, states, processor)
 
         app.agent(events, name="entitlements", concurrency=1)(entitlements)
 
@@ -121,15 +126,24 @@ class Worker:
         # It begins after the first recovery and ends with the app; an error in it crashes the app.
         app.task(leases)
 
+    @property
+    def partitions(self) -> list[int]:
+        """The source partitions that it has; none before the group has handed them out. `run_worker` must be running."""
+        if not self.states.assigned:
+            return []
+        topic = Topics(self._config.topic_prefix).events
+        return sorted(place.partition for place in self.app.consumer.assignment() if place.topic == topic)
+
     def observe(self) -> Observation:
         """How this worker stands; for a `processors.progress.Monitor`. `run_worker` must be running."""
         states, topic = self.states, Topics(self._config.topic_prefix).events
         if not states.assigned:
             waiting = Check(False, "waits until the workers' group hands out partitions")
             return Observation({"assigned": waiting}, phase=("the first assignment", 0))
-        partitions = sorted(place.partition for place in self.app.consumer.assignment() if place.topic == topic)
+        partitions = self.partitions
         assigned = Check(True, f"partitions {partitions}" if partitions else "no partitions: other workers have all of them")
         if self.app.rebalancing or not states.recovered:
+            metrics.RECOVERY_REMAINING.set(self.app.tables.recovery.active_remaining_total())
             why = f"reads the state, {states.records_read} records so far"
             checks = {"assigned": assigned, "recovered": Check(False, why)}
             return Observation(checks, phase=("recovery", states.records_read))
@@ -140,12 +154,12 @@ class Worker:
         )
 
 
-def make_changelog(brokers: str, topic: str, *, fencing: bool) -> Changelog:
+def make_changelog(brokers: Brokers, topic: str, *, fencing: bool) -> Changelog:
     """The changelog that a worker writes."""
     return FencedChangelog(brokers, topic) if fencing else PlainChangelog(brokers, topic)
 
 
-def output_producer(brokers: str) -> AIOKafkaProducer:
+def output_producer(brokers: Brokers) -> AIOKafkaProducer:
     """The producer of what others read, to be started."""
     return batch_producer(brokers, _OUTPUT_BATCH_BYTES)
 

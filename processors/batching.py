@@ -13,6 +13,7 @@ from typing import Any
 import aiokafka
 import faust
 from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
+from faust.auth import Credentials, OAuthCredentials, SASLCredentials, SSLCredentials
 from faust.stores.base import Store
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage
@@ -30,6 +31,21 @@ MAX_POLL_SECONDS = 0.1
 _RECOVERY_WAIT_SECONDS = 0.05
 # A chunk's outputs and state are in memory together; this bounds them.
 MAX_CHUNK_RECORDS = 5_000
+
+
+def credentials_of(security: Mapping[str, Any]) -> Credentials | None:
+    """aiokafka's arguments for TLS and sign-in as Faust wants them, which makes of them what they were."""
+    context = security.get("ssl_context")
+    if "sasl_oauth_token_provider" in security:
+        return OAuthCredentials(oauth_cb=security["sasl_oauth_token_provider"], ssl_context=context)
+    if "sasl_mechanism" in security:
+        return SASLCredentials(
+            username=security["sasl_plain_username"],
+            password=security["sasl_plain_password"],
+            ssl_context=context,
+            mechanism=security["sasl_mechanism"],
+        )
+    return SSLCredentials(context) if context else None
 
 
 class OffsetGone(Explained):
@@ -172,6 +188,7 @@ class ChunkConsumer(Consumer):  # type: ignore[misc]
                     "%s[%d]: the records from offset %d to %d were deleted before they were applied (retention.ms of the "
                     "topic): the worker goes on without them",
                     *(tp.topic, tp.partition, offset, start[tp] - 1),
+                    extra={"topic": tp.topic, "partition": tp.partition, "offset": offset},
                 )
         if resume:
             # A crash between state and commit leaves the committed offset behind; with nothing new to read it would stay so.

@@ -22,6 +22,7 @@ from aiokafka.errors import (
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from processors.brokers import Brokers
 from processors.codec import OWNER_KEY, StateRecord
 from schemas.errors import Explained
 
@@ -65,7 +66,7 @@ class Changelog(Protocol):
 class FencedChangelog:
     """A changelog on brokers with transactions: one producer for each partition."""
 
-    def __init__(self, brokers: str, topic: str) -> None:
+    def __init__(self, brokers: Brokers, topic: str) -> None:
         self._brokers = brokers
         self._topic = topic
         self._producers: dict[int, AIOKafkaProducer] = {}
@@ -124,7 +125,7 @@ class FencedChangelog:
 class PlainChangelog:
     """A changelog on brokers without transactions: only one worker may run, and nothing checks that."""
 
-    def __init__(self, brokers: str, topic: str) -> None:
+    def __init__(self, brokers: Brokers, topic: str) -> None:
         self._brokers = brokers
         self._topic = topic
         self._producer: AIOKafkaProducer | None = None
@@ -148,10 +149,10 @@ class PlainChangelog:
             self._producer = None
 
 
-def batch_producer(brokers: str, batch_bytes: int, transactional_id: str | None = None) -> AIOKafkaProducer:
+def batch_producer(brokers: Brokers, batch_bytes: int, transactional_id: str | None = None) -> AIOKafkaProducer:
     """A producer of the worker, to be started: for batches of so many bytes."""
     return AIOKafkaProducer(
-        bootstrap_servers=brokers,
+        **brokers.client,
         acks="all",
         # Measured: aiokafka compresses LZ4 at level 9, a seventh of the speed, for a tenth less bytes.
         compression_type="snappy",

@@ -17,8 +17,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from processors import metrics
+from processors.brokers import Brokers
 from processors.leases import Lease, LeasePolicy, expiry_of
 from processors.state import PartitionState, PartitionStates
+from schemas.errors import loggable
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class LeaseExpiry:
                 await self.round()
             except KafkaError as error:
                 metrics.LEASE_FAILURES.inc()
-                logger.warning("leases ran out, but their seats cannot be released now; trying again: %r", error)
+                logger.warning("leases ran out, but their seats cannot be released now; trying again: %s", loggable(error))
                 pause = _RETRY_SECONDS
             await asyncio.sleep(pause)
 
@@ -95,7 +97,11 @@ class LeaseExpiry:
         ended_by = self._now_ms() - self._grace_ms
         states = self._states.all()
         metrics.LEASES_WATCHED.set(sum(len(state.leases) for state in states.values()))
-        ended = {partition: state for partition, state in states.items() if state.leases.any_ended(ended_by)}
+        earliest = {
+            partition: end for partition, state in states.items() if (end := state.leases.first_ended(ended_by)) is not None
+        }
+        metrics.LEASES_DUE_SECONDS.set((ended_by - min(earliest.values(), default=ended_by)) / 1000)
+        ended = {partition: states[partition] for partition in earliest}
         if not ended:
             return
         ends = await self._log.ends({partition: state.cursor.offset + 1 for partition, state in ended.items()})
@@ -153,12 +159,12 @@ class LeaseExpiry:
 class KafkaEventLog:
     """The topic of events, as an async context manager."""
 
-    def __init__(self, brokers: str, topic: str, *, read_committed: bool) -> None:
+    def __init__(self, brokers: Brokers, topic: str, *, read_committed: bool) -> None:
         """read_committed: the worker reads it so."""
         self._read_committed = read_committed
         self._brokers = brokers
         self._topic = topic
-        self._producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", max_request_size=_MAX_REQUEST_BYTES)
+        self._producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=_MAX_REQUEST_BYTES)
 
     async def __aenter__(self) -> Self:
         await self._producer.start()
@@ -181,7 +187,7 @@ class KafkaEventLog:
         the embedded broker gives the first of the last batch + 1.)
         """
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._brokers,
+            **self._brokers.client,
             enable_auto_commit=False,
             # Where events that were not applied are gone from the topic.
             auto_offset_reset="earliest",

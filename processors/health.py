@@ -80,10 +80,10 @@ def _told(checks: Mapping[str, Check], yes: str, no: str) -> tuple[bool, dict[st
 
 
 @contextmanager
-def served(health: Health, port: int, host: str = "0.0.0.0") -> Iterator[int]:
+def served(health: Health | None, port: int, host: str = "0.0.0.0") -> Iterator[int]:
     """Serve /metrics, /livez and /readyz meanwhile; gives the port, which is a free one for port 0.
 
-    Raises PortTaken.
+    health: None for a process that answers the latter two elsewhere. Raises PortTaken.
     """
 
     class Handler(_Handler):
@@ -104,18 +104,18 @@ def served(health: Health, port: int, host: str = "0.0.0.0") -> Iterator[int]:
 
 
 class _Handler(MetricsHandler):
-    of: Health
+    of: Health | None
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         if path == "/metrics":
             super().do_GET()
-        elif path == "/livez":
+        elif path == "/livez" and self.of is not None:
             self._answer(*self.of.live())
-        elif path == "/readyz":
+        elif path == "/readyz" and self.of is not None:
             self._answer(*self.of.ready())
         else:
-            self.send_error(HTTPStatus.NOT_FOUND, explain="There are /metrics, /livez and /readyz.")
+            self.send_error(HTTPStatus.NOT_FOUND)
 
     def _answer(self, ok: bool, document: Mapping[str, object]) -> None:
         body = json.dumps(document, indent=2).encode() + b"\n"

@@ -30,6 +30,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from processors.brokers import Brokers
 from schemas.errors import Explained
 
 _NO_ID = UUID(int=0)
@@ -140,14 +141,13 @@ class _Told:
     leaders: frozenset[int]
 
 
-async def topic_incarnation(bootstrap: str, topic: str, wait_seconds: float = _UNKNOWN_SECONDS) -> str:
+async def topic_incarnation(brokers: Brokers, topic: str, wait_seconds: float = _UNKNOWN_SECONDS) -> str:
     """The id the brokers gave this topic when it was created, as UUID text.
 
     It is the same at every call until the topic is deleted, and another one if it is created again. One
     broker is asked; for some milliseconds after a topic was created again a broker may still tell the old id.
 
     Args:
-        bootstrap: addresses of brokers, as aiokafka takes them.
         topic: the topic's name. It is not created if it does not exist.
         wait_seconds: how long to ask again when a broker is down or does not know the topic: a new one takes
             a moment to become known to all of them.
@@ -158,7 +158,7 @@ async def topic_incarnation(bootstrap: str, topic: str, wait_seconds: float = _U
         aiokafka.errors.KafkaError: the brokers refuse to tell, for example for want of rights.
         IncarnationUnknown: the brokers do not tell ids of topics.
     """
-    watch = TopicWatch(bootstrap, [topic])
+    watch = TopicWatch(brokers, [topic])
     try:
         await watch.begin(wait_seconds)
         return watch.incarnation(topic)
@@ -173,9 +173,8 @@ class TopicWatch:
     before it in the new one, and takes the rest for events of the old.
     """
 
-    def __init__(self, bootstrap: str, topics: Sequence[str]) -> None:
-        """bootstrap: addresses of brokers, as aiokafka takes them."""
-        self._bootstrap = bootstrap
+    def __init__(self, brokers: Brokers, topics: Sequence[str]) -> None:
+        self._brokers = brokers
         self._topics = topics
         self._began: Mapping[str, _Told] = {}
         self._leaders: frozenset[int] = frozenset()
@@ -240,7 +239,7 @@ class TopicWatch:
 
     async def _connected(self) -> AIOKafkaClient:
         if self._client is None:
-            self._client = AIOKafkaClient(bootstrap_servers=self._bootstrap)
+            self._client = AIOKafkaClient(**self._brokers.client)
             await self._client.bootstrap()
         return self._client
 

@@ -118,6 +118,10 @@ class LeaseWatch:
                 self._watched[seat] = now_ends
         return False
 
+    def first_ended(self, by: int) -> int | None:
+        """When the earliest lease ended that `any_ended` speaks of (ms since 1970); None: there is none."""
+        return self._heap[0][0] if self.any_ended(by) else None
+
     def take(self, by: int, default: LeasePolicy, most: int) -> list[Lease]:
         """Leases to release that ended at or before this time, the earliest first. Each is given once, until it is put back.
 

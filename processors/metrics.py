@@ -1,33 +1,73 @@
-"""Every metric, in one list. Seconds and bytes; labels are bounded: no customers, entitlements or seats."""
+"""Every metric of worker and sink, in one list. Seconds and bytes; labels are bounded: no customers, entitlements or seats.
+
+deploy/prometheus/rules.yml says which of them should wake somebody; docs/runbooks.md what to do then.
+"""
+
+from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from schemas.events import Reason
+
+# --- Worker and sink
+
+# The checks of /readyz (docs/delivery.md, 'Health') as 1 or 0. `loop` is not among them: a loop that hangs cannot set this, and
+# ends the process.
+CHECKS = Gauge("seatmark_check_ok", "Whether a check of /readyz is in order", ["check"])
+# How far a process is behind in a partition that it reads: a worker in entitlement-events, a sink in what workers put out.
+LAG_RECORDS = Gauge("seatmark_lag_records", "Offsets between the last record done and the end", ["topic", "partition"])
+# The same as time. 0: nothing is to be done. While a backlog is worked off it is an upper bound, some seconds old.
+LAG_SECONDS = Gauge("seatmark_lag_seconds", "Age of the oldest record that is not done yet", ["topic", "partition"])
 
 # --- Worker
 
 # Records of entitlement-events that were processed: applied, repeats, late ones and dead letters.
 EVENTS = Counter("seatmark_events_processed_total", "Records of entitlement-events processed")
+# Events of these that the fold took: neither repeats nor refused. Late ones are among them.
+APPLIED = Counter("seatmark_events_applied_total", "Events applied")
 # Events that were known already. A steady trickle is retries; a flood is a producer that sends everything twice.
 DUPLICATES = Counter("seatmark_events_duplicate_total", "Events that were repeats of one known already")
 # Events without live effect because they came too late; they are in the raw log.
 LATE = Counter("seatmark_events_late_total", "Events too late for the live numbers, per element")
 # Records that could not be applied, by the reason in their dead letter's header.
 DEAD_LETTERS = Counter("seatmark_events_dead_lettered_total", "Records sent to the dead-letter topic", ["reason"])
+for _reason in get_args(Reason):
+    # From the start, so that the first of a kind is a rise.
+    DEAD_LETTERS.labels(_reason)
 # How much of the dead-letter limit a partition has used up. Above 1 the worker stops: be told at a half.
 DEAD_LETTER_LIMIT_USED = Gauge(
     "seatmark_dead_letter_limit_used_ratio", "Share of the dead-letter limit that a partition has used up", ["partition"]
 )
 # Transitions sent to overdraft-alerts.
 ALERTS = Counter("seatmark_alerts_sent_total", "Transitions sent to overdraft-alerts", ["type"])
+# Records that the brokers acknowledged, by topic, its name without the deployment's prefix. Sent again after a crash they count
+# again. (The state is not among them: seatmark_chunk_seconds has its time.)
+OUTPUTS = Counter("seatmark_outputs_total", "Records put out", ["topic"])
 # How many records a chunk has: small when traffic is light, thousands when a backlog is worked off.
 CHUNK_RECORDS = Histogram("seatmark_chunk_records", "Records in one chunk", buckets=(1, 10, 100, 500, 1000, 2000, 5000))
 # Where the time of a chunk goes: fold (decode and fold), outputs (sent and acknowledged), state (changelog written).
 CHUNK_SECONDS = Histogram("seatmark_chunk_seconds", "Seconds per chunk, by stage", ["stage"])
+# Records of state read at assignments, ever; while it grows, a recovery goes on.
+RECOVERY_RECORDS = Counter("seatmark_recovery_records_total", "Records of state read from the changelog")
+# What the recovery that is under way has still to read, in offsets: compaction has taken some away, so it may go faster.
+RECOVERY_REMAINING = Gauge("seatmark_recovery_remaining_records", "Offsets of the changelog still to be read")
+# From the moment at which partitions were handed out until their state was in memory.
+RECOVERY_SECONDS = Histogram(
+    "seatmark_recovery_seconds", "Seconds per recovery", buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
+)
 # Open holds with a lease that may run out, in this worker's partitions. Not those that ended under the policy `keep`.
 LEASES_WATCHED = Gauge("seatmark_leases_watched", "Open holds with a lease that is watched")
+# How long the lease that ran out first has been waiting for its release, beyond the grace; 0: none is due.
+LEASES_DUE_SECONDS = Gauge("seatmark_leases_due_seconds", "Seconds that the longest due lease has been waiting")
 # Events that Seatmark produced because a lease ran out. After a crash some may be produced again; they are known as repeats.
 LEASES_EXPIRED = Counter("seatmark_leases_expired_total", "Expiries of leases produced")
 # Rounds in which not every lease that ran out could be dealt with. More than a few: its holds stay open, and levels too high.
 LEASE_FAILURES = Counter("seatmark_lease_failures_total", "Rounds in which expiries could not be produced, and are tried again")
+
+# How old what readers see is, as the worker sees it: the sink cannot tell while it is away. 0: all is stored.
+UNSTORED_SECONDS = Gauge(
+    "seatmark_unstored_seconds", "Age of the oldest record of entitlement-activity that no sink has stored", ["partition"]
+)
 
 # --- Sink
 
@@ -63,6 +103,8 @@ RESTATE_UNEXPLAINED = Counter("seatmark_restate_unexplained_total", "Live levels
 
 # Passes and audits that failed and are tried again: brokers or ClickHouse are away, or there is a defect; the log says.
 UPKEEP_FAILURES = Counter("seatmark_upkeep_failures_total", "Restatements and audits that failed", ["what"])
+for _what in ("restatement", "audit"):
+    UPKEEP_FAILURES.labels(_what)
 
 # --- Audit
 

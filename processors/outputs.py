@@ -6,14 +6,8 @@ from typing import Protocol
 from processors.domain.ledger import Outcome, Transition
 from schemas.activity import ActivityRow
 from schemas.alerts import SOURCE, Alert, AlertData, Cause, seatmark_id
+from schemas.dead_letters import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
 from schemas.events import Event, Refused, format_time
-
-# Headers of a dead letter, beside the original ones.
-DEAD_REASON = "seatmark-reason"
-DEAD_DETAIL = "seatmark-detail"
-DEAD_TOPIC = "seatmark-source-topic"
-DEAD_PARTITION = "seatmark-source-partition"
-DEAD_OFFSET = "seatmark-source-offset"
 
 
 class SourceRecord(Protocol):
@@ -61,9 +55,9 @@ def alert_of(transition: Transition) -> Alert:
 
 
 def activity_row(
-    event: Event, outcome: Outcome, incarnation: str, epoch: int, record: SourceRecord, appended_at: int
+    event: Event, outcome: Outcome, incarnation: str, epoch: int, record: SourceRecord, appended_at: int, value: bytes
 ) -> ActivityRow:
-    """The raw-log row of one event and one element. record: where the event stood; its value is kept as it is."""
+    """The raw-log row of one event and one element. record: where the event stood. value: what is kept of its bytes."""
     terms = outcome.terms
     # `_make` because a named tuple's own constructor takes twice as long.
     return ActivityRow._make(
@@ -98,7 +92,7 @@ def activity_row(
             None if terms is None else terms.hard_limit,
             terms is not None,
             outcome.state,
-            record.value or b"",
+            value,
         )
     )
 

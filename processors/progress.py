@@ -7,13 +7,16 @@ bring them back; a recovery that goes on, however long it takes.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
+from processors import metrics
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health, end_process
 
 logger = logging.getLogger(__name__)
@@ -61,23 +64,32 @@ class Standstill:
         return thing, now - since
 
 
+class Behind(NamedTuple):
+    """records: how many offsets lie between what is done and the end. came_at: when the first of them came to the topic, or one
+    before it, in ms since 1970; None: not asked yet.
+    """
+
+    records: int
+    came_at: int | None
+
+
 class Log:
     """Asks the brokers how far topics go, over connections that stay open while they answer."""
 
-    def __init__(self, brokers: str, *, read_committed: bool) -> None:
-        """brokers: host:port, comma separated. read_committed: as for those whose progress this is about."""
+    def __init__(self, brokers: Brokers, *, read_committed: bool) -> None:
+        """read_committed: as for those whose progress this is about."""
         self._brokers = brokers
         self._isolation_level = "read_committed" if read_committed else "read_uncommitted"
         self._consumer: AIOKafkaConsumer | None = None
         self._asked: dict[TopicPartition, int] = {}
-        # Where nothing follows although the end is farther: markers of transactions have offsets too.
-        self._empty: dict[TopicPartition, tuple[int, int]] = {}
+        # What came of the latest questions, those asked longest ago first.
+        self._follows: dict[TopicPartition, _Follows] = {}
 
-    async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """By partition, how many offsets lie between these, or the first that there is, and the end; without those at the end.
+    async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, Behind]:
+        """By partition, what lies between these offsets, or the first that there is, and the end; without those at the end.
 
-        Where there are only markers of transactions, it takes a second question to know.
-        Raises TimeoutError, and whatever the client raises: the brokers do not answer.
+        Where there are only markers of transactions, it can take several questions to know.
+        Raises AccessRefused, TimeoutError, and whatever the client raises: the brokers do not answer.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
             consumer = await self._connected()
@@ -87,13 +99,28 @@ class Log:
             asked, self._asked = self._asked, dict(next_offsets)
             places = list(next_offsets)
             ends, begins = await asyncio.gather(consumer.end_offsets(places), consumer.beginning_offsets(places))
+            left = {
+                place: (first, ends[place])
+                for place, offset in next_offsets.items()
+                if (first := max(offset, begins[place])) < ends[place]
+            }
+            self._follows = {place: known for place, known in self._follows.items() if place in left}
+            # A backlog need not be read to know of it: where something was done since the last question, one place at a time is
+            # looked into. Of the others, what was known of an earlier record says no less.
+            stand = [place for place in left if asked.get(place) == next_offsets[place]]
+            move = [place for place in left if place not in stand]
+            waited_longest = [place for place in move if place not in self._follows] + [
+                place for place in self._follows if place in move
+            ]
+            for place in stand + waited_longest[:1]:
+                await self._look_into(consumer, place, *left[place])
             behind = {}
-            for place, offset in next_offsets.items():
-                first = max(offset, begins[place])
-                # Only where nothing was done since the last question: a backlog need not be read to know of it.
-                stands = asked.get(place) == offset
-                if first < ends[place] and not (stands and await self._nothing_follows(consumer, place, first, ends[place])):
-                    behind[place] = ends[place] - first
+            for place, (first, end) in left.items():
+                known = self._follows.get(place)
+                if known is None:
+                    behind[place] = Behind(end - first, None)
+                elif known != _Follows(first, end, None):
+                    behind[place] = Behind(end - first, known.came_at)
             return behind
 
     async def close(self) -> None:
@@ -107,8 +134,9 @@ class Log:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
+            await self._brokers.refuse_if_refused()
             consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._brokers,
+                **self._brokers.client,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level=self._isolation_level,
@@ -119,17 +147,59 @@ class Log:
             await consumer.start()
         return self._consumer
 
-    async def _nothing_follows(self, consumer: AIOKafkaConsumer, place: TopicPartition, first: int, end: int) -> bool:
-        """Whether there is no record at or after this offset. Asked once for each end of the log."""
-        if self._empty.get(place) == (first, end):
-            return True
-        consumer.assign([place])
-        consumer.seek(place, first)
-        while await consumer.position(place) < end:
-            if await consumer.getmany(timeout_ms=int(_FETCH_SECONDS * 1000), max_records=1):
-                return False
-        self._empty[place] = (first, end)
-        return True
+    async def _look_into(self, consumer: AIOKafkaConsumer, place: TopicPartition, first: int, end: int) -> None:
+        """Learn what is at or after this offset; once, as long as that cannot have changed."""
+        known = self._follows.pop(place, None)
+        if known is None or known.first != first or (known.came_at is None and known.end != end):
+            consumer.assign([place])
+            consumer.seek(place, first)
+            came_at = None
+            while came_at is None and await consumer.position(place) < end:
+                for records in (await consumer.getmany(timeout_ms=int(_FETCH_SECONDS * 1000), max_records=1)).values():
+                    came_at = records[0].timestamp
+            known = _Follows(first, end, came_at)
+        self._follows[place] = known
+
+
+class _Follows(NamedTuple):
+    """What was found at or after the offset `first`, when the log ended at `end`: when the next record came, in ms since 1970.
+
+    None: nothing follows, although the end is farther. Markers of transactions have offsets too.
+    """
+
+    first: int
+    end: int
+    came_at: int | None
+
+
+class _Lag:
+    """The gauges of how far a process is behind, in the partitions that it has."""
+
+    def __init__(self) -> None:
+        self._told: set[TopicPartition] = set()
+        self._came_at: dict[TopicPartition, int] = {}
+
+    def tell(self, places: Collection[TopicPartition], behind: Mapping[TopicPartition, Behind]) -> None:
+        """Say how things stand. places: those that the process has."""
+        for place in self._told.difference(places):
+            for gauge in (metrics.LAG_RECORDS, metrics.LAG_SECONDS):
+                gauge.remove(place.topic, place.partition)
+        self._told = set(places)
+        self._came_at = {place: lag.came_at for place, lag in behind.items() if lag.came_at is not None}
+        for place in places:
+            metrics.LAG_RECORDS.labels(*place).set(behind[place].records if place in behind else 0)
+            if place not in behind:
+                metrics.LAG_SECONDS.labels(*place).set(0)
+        self.tell_ages()
+
+    def tell_ages(self) -> None:
+        """Say how old what is not done has become: also while the brokers do not answer."""
+        for place, came_at in self._came_at.items():
+            metrics.LAG_SECONDS.labels(*place).set(_seconds_since(came_at))
+
+
+def _seconds_since(ms: int) -> float:
+    return max(0.0, time.time() - ms / 1000)
 
 
 class Monitor:
@@ -155,10 +225,14 @@ class Monitor:
         self._clock = clock
         self._end = end
         self._standstill = Standstill()
+        self._lag = _Lag()
         self._answered = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look until `stop` is set."""
+        """Look until `stop` is set.
+
+        Raises AccessRefused: the brokers have never let us in. Waiting would not change that; other settings would.
+        """
         parts = [asyncio.ensure_future(part) for part in (self._turn(), self._keep_looking(), stop.wait())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -197,20 +271,25 @@ class Monitor:
             # Whatever a client calls it. What could not be asked may be why nothing goes on.
             await self._log.close()
             self._standstill.note(self._clock(), {})
-            why = f"do not answer ({type(error).__name__}); SEATMARK_BROKERS says where they are"
+            self._lag.tell_ages()
+            if isinstance(error, AccessRefused) and not self._answered.is_set():
+                raise
+            what = str(error) if isinstance(error, AccessRefused) else type(error).__name__
+            why = f"do not answer ({what}); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect"
             self._say({**seen.checks, "brokers": Check(False, why)})
             return
         self._answered.set()
+        self._lag.tell(seen.next_offsets, behind)
         self._say({**seen.checks, "brokers": Check(True, "answer"), "progressing": self._progress(seen, behind)})
 
-    def _progress(self, seen: Observation, behind: Mapping[TopicPartition, int]) -> Check:
+    def _progress(self, seen: Observation, behind: Mapping[TopicPartition, Behind]) -> Check:
         marks: dict[Hashable, Hashable] = {place: seen.next_offsets[place] for place in behind}
         if seen.phase is not None:
             marks = {seen.phase[0]: seen.phase[1]}
         if seen.waits:
             marks = {}
         standing = self._standstill.note(self._clock(), marks)
-        lag = sum(behind.values())
+        lag = sum(place.records for place in behind.values())
         if standing is None:
             return Check(True, f"waits, with {lag} records to do" if lag else "nothing to do")
         thing, seconds = standing
@@ -226,7 +305,73 @@ class Monitor:
 
     def _say(self, checks: Mapping[str, Check]) -> None:
         before, self._health.checks = self._health.checks, checks
+        for name in before.keys() - checks.keys():
+            with suppress(KeyError):
+                metrics.CHECKS.remove(name)
         for name, check in checks.items():
+            metrics.CHECKS.labels(name).set(check.ok)
             was_ok = before[name].ok if name in before else True
             if check.ok != was_ok:
                 logger.log(logging.INFO if check.ok else logging.WARNING, "%s: %s", name, check.why)
+
+
+class Unstored:
+    """Tells how old the oldest raw row is that no sink has stored: for the partitions of one worker, as long as it has them."""
+
+    def __init__(self, brokers: Brokers, topic: str, group: str) -> None:
+        """topic: of the raw rows. group: the sinks'."""
+        # Those that the worker has; to be set once there is one.
+        self.partitions: Callable[[], Collection[int]] = lambda: ()
+        self._brokers = brokers
+        self._topic = topic
+        self._group = group
+        self._log = Log(brokers, read_committed=False)
+        self._admin: AIOKafkaAdminClient | None = None
+        # When the oldest came, in ms since 1970; None: all is stored.
+        self._came_at: dict[int, int | None] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look every two seconds until `stop` is set."""
+        try:
+            while not stop.is_set():
+                await self.look()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await stop.wait()
+        finally:
+            await self._close()
+
+    async def look(self) -> None:
+        """Look once. What the brokers do not answer stays as it was, and grows older."""
+        try:
+            async with asyncio.timeout(2 * _ANSWER_SECONDS):
+                came_at = await self._ask()
+        except Exception:
+            # Whatever a client calls it; the monitor says it, for it asks the same brokers.
+            await self._close()
+            came_at = self._came_at
+        for partition in self._came_at.keys() - came_at.keys():
+            metrics.UNSTORED_SECONDS.remove(partition)
+        self._came_at = came_at
+        for partition, ms in came_at.items():
+            metrics.UNSTORED_SECONDS.labels(partition).set(0 if ms is None else _seconds_since(ms))
+
+    async def _ask(self) -> dict[int, int | None]:
+        places = [TopicPartition(self._topic, partition) for partition in self.partitions()]
+        if not places:
+            return {}
+        if self._admin is None:
+            self._admin = AIOKafkaAdminClient(**self._brokers.client)
+            await self._admin.start()
+        committed = await self._admin.list_consumer_group_offsets(self._group, partitions=places)
+        # Where nothing was ever committed the answer is -1, which is before the first record.
+        behind = await self._log.behind({place: committed[place].offset for place in places})
+        return {place.partition: behind[place].came_at if place in behind else None for place in places}
+
+    async def _close(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await admin.close()
+        await self._log.close()

@@ -32,6 +32,7 @@ from processors.domain.corrections import corrections_between
 from processors.domain.days import Calendar, DayBounds
 from processors.domain.ledger import Outcome
 from processors.exact import History, Identity, Plan, RawRow, exact_history
+from processors.partitions import partition_of
 from processors.sink import days_table
 from processors.standing import EFFECT_COLUMNS, Key, RawLogStore, Standing, StoredRow, batches_of, standings_of, stored_rows
 from schemas.activity import ACTIVITY_SCHEMA
@@ -42,7 +43,7 @@ from schemas.events import Event
 
 logger = logging.getLogger(__name__)
 
-_RESTATED_VERSIONS_FROM = 2
+RESTATED_VERSIONS_FROM = 2
 
 
 @dataclass
@@ -79,10 +80,12 @@ class Restater:
     """Makes passes over what there is to restate.
 
     store: called in a thread of its own. send: sends a correction; done when the broker has acknowledged it.
+    partitions: of the source topic.
     """
 
-    def __init__(self, store: RawLogStore, send: Send, *, calendar: Calendar, late_after_ms: int) -> None:
+    def __init__(self, store: RawLogStore, send: Send, *, calendar: Calendar, late_after_ms: int, partitions: int) -> None:
         self._store = store
+        self._partitions = partitions
         self._send = send
         self._calendar = calendar
         self._late_after_ms = late_after_ms
@@ -228,7 +231,8 @@ class Restater:
             repeats=work.repeats,
             on_outcome=on_outcome,
         )
-        watermark = watermarks.get(current[0].partition, -1)
+        # Not that of a row's partition: where there were fewer partitions once, new events of the entitlement are on another.
+        watermark = watermarks.get(partition_of(key[0], self._partitions), -1)
         return _Folded(key, work, history, changed, _basis(history, work.standing, watermark))
 
     def _corrections(self, folded: "_Folded", now_ms: int) -> list[tuple[Outgoing, bool]]:
@@ -255,6 +259,7 @@ class Restater:
             logger.error(
                 "the live level of %s %s is %d, and its raw log gives %d: not corrected; run `seatmark rebuild`",
                 entitlement, element, standing.live_level, live.head.level,
+                extra={"entitlement": entitlement, "element": element},
             )  # fmt: skip
             return []
         made = []
@@ -416,7 +421,7 @@ def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
     versions = zip(changed, table.column("version").to_pylist(), strict=True)
     replaced: dict[str, list[Any]] = {
         # A rebuild has seen the same events as the restatement before it, and may know of a lower position for that.
-        "version": [max(item.basis + _RESTATED_VERSIONS_FROM, version) for item, version in versions]
+        "version": [max(item.basis + RESTATED_VERSIONS_FROM, version) for item, version in versions]
     }
     replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)}
     for name, values in replaced.items():

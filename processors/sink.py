@@ -33,6 +33,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ProgrammingError
 
 from processors import metrics
+from processors.brokers import Brokers
 from processors.health import Check
 from processors.progress import Observation
 from schemas.activity import (
@@ -46,7 +47,7 @@ from schemas.activity import (
 )
 from schemas.alerts import Alert, decode_alert
 from schemas.days import DayMark, DayRecord, DayRow, Settled, decode_day
-from schemas.errors import Explained
+from schemas.errors import Explained, loggable
 from schemas.events import parse_time
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class Batch:
                 self.rows += 1
         except (msgspec.MsgspecError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
             raise SinkStopped(
-                f"{record.topic}[{record.partition}] offset {record.offset} cannot be read ({error!r}): it was not "
+                f"{record.topic}[{record.partition}] offset {record.offset} cannot be read ({loggable(error)}): it was not "
                 "written by this release of the worker. The sink stopped before it and commits nothing after it"
             ) from error
         self.next_offsets[TopicPartition(record.topic, record.partition)] = record.offset + 1
@@ -340,7 +341,6 @@ def _milliseconds_exact(seconds: float | None) -> Decimal | None:
 class Sink:
     """Stores what the worker sends.
 
-    brokers: host:port, comma separated.
     topic_prefix: what the deployment puts before the catalogue's topic names.
     client_factory: opens a ClickHouse client. It is called in the sink's own thread, again after each failed insert.
     group: the consumer group whose offsets say what is stored.
@@ -353,7 +353,7 @@ class Sink:
     def __init__(
         self,
         *,
-        brokers: str,
+        brokers: Brokers,
         client_factory: Callable[[], Client],
         topic_prefix: str = "",
         group: str = "seatmark-sink",
@@ -412,7 +412,7 @@ class Sink:
         Raises aiokafka.errors.KafkaError: the brokers cannot be reached at the start, or refuse.
         """
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._brokers,
+            **self._brokers.client,
             group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -504,7 +504,7 @@ class Sink:
         try:
             inserts = batch.inserts()
         except (pa.ArrowException, ValueError, OverflowError) as error:
-            raise SinkStopped(f"{_places(batch)} cannot be stored ({error!r})") from error
+            raise SinkStopped(f"{_places(batch)} cannot be stored ({loggable(error)})") from error
         for insert in inserts:
             delay = _FIRST_RETRY_SECONDS
             while True:
@@ -513,10 +513,14 @@ class Sink:
                     break
                 except Exception as error:
                     if isinstance(error, ProgrammingError) or getattr(error, "code", None) in _NOT_MENDED_BY_WAITING:
-                        raise SinkStopped(f"{_places(batch)} cannot be stored in the table {insert.table}: {error}") from error
+                        raise SinkStopped(
+                            f"{_places(batch)} cannot be stored in the table {insert.table}: {loggable(error)}"
+                        ) from error
                     # Everything else, whatever a client or the client factory calls it: ClickHouse is away or busy.
                     metrics.SINK_INSERT_FAILURES.inc()
-                    logger.warning("insert into %s failed, next attempt in %.1f s: %s", insert.table, delay, error)
+                    logger.warning(
+                        "an insert failed, next attempt in %.1f s: %s", delay, loggable(error), extra={"table": insert.table}
+                    )
                 if await _set_within(stop, delay):
                     return False
                 delay = min(delay * 2, _LAST_RETRY_SECONDS)
@@ -534,7 +538,7 @@ class Sink:
                 await consumer.commit(ours)
                 self._reached.update((place, offset) for place, offset in ours.items() if place in self._reached)
         except (CommitFailedError, IllegalStateError) as error:
-            logger.warning("offsets are not committed, the records will be stored again: %s", error)
+            logger.warning("offsets are not committed, the records will be stored again: %s", loggable(error))
         await self._note_stored(batch.next_offsets)
 
     async def _note_what_was_stored_before(self, consumer: AIOKafkaConsumer) -> None:
@@ -592,7 +596,7 @@ class _Writer:
             try:
                 await self._call(self._ask)
             except Exception as error:
-                logger.warning("ClickHouse does not answer, the next question is in %.0f s: %s", _ASK_SECONDS, error)
+                logger.warning("ClickHouse does not answer, the next question is in %.0f s: %s", _ASK_SECONDS, loggable(error))
             await asyncio.sleep(_ASK_SECONDS)
 
     def observe(self) -> tuple[Check, bool]:

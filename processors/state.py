@@ -1,5 +1,6 @@
 """The worker's state in memory: one ledger and one cursor for each source partition that it has."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -80,6 +81,7 @@ class PartitionStates:
         self._partitions = partitions
         self._states: dict[int, PartitionState] = {}
         self._failure: Exception | None = None
+        self._dropped_at = 0.0
         self.assigned = False
         self.recovered = False
         self.records_read = 0
@@ -102,6 +104,7 @@ class PartitionStates:
         self.assigned, self.recovered = True, False
         metrics.DEAD_LETTER_LIMIT_USED.clear()
         self._failure = None
+        self._dropped_at = time.monotonic()
 
     def restore(self, partition: int, records: Sequence[ChangelogRecord]) -> None:
         """Put records of the changelog into the state, in their order."""
@@ -115,6 +118,7 @@ class PartitionStates:
                     state.cursor = cursor
                     state.written = cursor.offset
             self.records_read += len(records)
+            metrics.RECOVERY_RECORDS.inc(len(records))
         except (UnreadableState, StateRefused) as error:
             self._failure = self._failure or error
 
@@ -133,6 +137,8 @@ class PartitionStates:
                 )
             state.leases.rebuild()
         self.recovered = True
+        metrics.RECOVERY_REMAINING.set(0)
+        metrics.RECOVERY_SECONDS.observe(time.monotonic() - self._dropped_at)
 
     def resume_offset(self, partition: int, committed: int | None) -> int | None:
         """The source offset to go on with after recovery; None: the topic's first.

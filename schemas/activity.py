@@ -23,7 +23,8 @@ class ActivityRow(NamedTuple):
     """One row of the raw log. Times in milliseconds since 1970, UTC.
 
     time: the event's own; t: where the live fold placed it.
-    version: 0 late or without effect, 1 applied with effect. late: it had no live effect because it came too late.
+    version: 0 late or without effect, 1 applied with effect; 2 and up written anew, by a restatement, or without personal data
+        (processors/forget.py). late: it had no live effect because it came too late.
         ClickHouse adds `rank`, which says which row of an event stays (views/migrations/0008_first_arrivals.sql).
     delta, level, limit, hard_limit, terms_known, state: the effect, and how things stood right after it. A late event
         has delta 0 and the values that were in force when it arrived.

@@ -69,7 +69,7 @@ class Refused(Exception):
 # --- the original bytes, which the raw log keeps.
 
 
-class _Data(Struct, frozen=True, gc=False, kw_only=True):
+class _Data(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     customer: Label | None = None
     product: Label | None = None
     credential: Literal["code", "user"] | None = None
@@ -111,14 +111,14 @@ class _FeatureUse(_Data, frozen=True, gc=False, kw_only=True):
     quantity: Quantity | None = None
 
 
-class Overdraft(Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=False):
+class Overdraft(Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=False, omit_defaults=True):
     """What may be used above the limit. `value`: units for absolute, percent for percentage, else unused."""
 
     type: Literal["none", "absolute", "percentage", "unlimited"]
     value: int | float | None = None
 
 
-class ElementTerms(Struct, frozen=True, gc=False, kw_only=True):
+class ElementTerms(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """The terms of one element. `limit` in units; None: not limited."""
 
     limit: Level | None
@@ -132,7 +132,7 @@ class _Changed(_Data, frozen=True, gc=False, kw_only=True):
     lease_policy: Literal["release", "keep"] | None = None
 
 
-class _WireHold(Struct, frozen=True, gc=False, kw_only=True):
+class _WireHold(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     seat_id: Id
     quantity: Annotated[int, Meta(ge=0, le=MAX_QUANTITY)] = 1
     lease_expires_at: str | None = None
@@ -147,7 +147,7 @@ class _Snapshot(_Data, frozen=True, gc=False, kw_only=True):
 # A correction has nothing in common with what licence servers tell: `customer` and the like are in its terms.
 
 
-class _WireCorrectedHold(Struct, frozen=True, gc=False, kw_only=True):
+class _WireCorrectedHold(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     seat_id: Id
     quantity: Annotated[int, Meta(ge=0, le=MAX_QUANTITY)]
     changed_at: str
@@ -162,7 +162,7 @@ class _WireCorrectedTerms(ElementTerms, frozen=True, gc=False, kw_only=True):
     lease_policy: Literal["release", "keep"] | None = None
 
 
-class _WireCorrection(Struct, frozen=True, gc=False, kw_only=True):
+class _WireCorrection(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     element: Id
     basis: Annotated[int, Meta(ge=0, le=MAX_POSITION)]
     part: Annotated[int, Meta(ge=0, le=MAX_PARTS - 1)]
@@ -391,13 +391,10 @@ def format_time(milliseconds: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int | None) -> Event:
-    """Read one record of `entitlement-events`.
+def wire_of(value: bytes) -> Any:
+    """A record as it stands on the wire, without the fields that are not known; its times are not looked at.
 
-    value, key: the record's bytes; the key must be the subject, or "any" where there is no record yet.
-    appended_at: the record's append timestamp in ms, against which a `time` in the future is refused; None: not
-        checked (a record of the raw log was checked when it came in).
-    Raises Refused: with the dead-letter reason, and the field and what was expected of it.
+    Encoded as JSON it is an event that decodes to the same. Raises Refused: with the dead-letter reason.
     """
     if len(value) > MAX_EVENT_BYTES:
         raise Refused("too_large", f"expected at most {MAX_EVENT_BYTES} bytes, got {len(value)}")
@@ -407,10 +404,22 @@ def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int
         wire = _decoder.decode(value)
         if wire.source == RESTATE_SOURCE and type(wire) is _EntitlementSnapshot:
             wire = _correction_decoder.decode(value)
+        return wire
     except (msgspec.DecodeError, UnicodeDecodeError):
-        wire = _decode_slowly(value)
+        return _decode_slowly(value)
     except RecursionError as error:
         raise Refused("not_json", "expected objects and arrays that are less deep in one another") from error
+
+
+def decode(value: bytes, *, key: bytes | Literal["any"] | None, appended_at: int | None) -> Event:
+    """Read one record of `entitlement-events`.
+
+    value, key: the record's bytes; the key must be the subject, or "any" where there is no record yet.
+    appended_at: the record's append timestamp in ms, against which a `time` in the future is refused; None: not
+        checked (a record of the raw log was checked when it came in).
+    Raises Refused: with the dead-letter reason, and the field and what was expected of it.
+    """
+    wire = wire_of(value)
     try:
         time = parse_time(wire.time)
     except ValueError as error:

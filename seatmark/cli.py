@@ -5,6 +5,7 @@ Commands import what they need when they run: `seatmark usage` must not wait for
 
 import asyncio
 import ipaddress
+import logging
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.errors import Explained
-from seatmark import events, reports, tokens, upkeep
-from seatmark.console import configure_logging, progress, say, until_signalled
+from seatmark import events, forget, reports, tokens, upkeep
+from seatmark.console import configure_logging, progress, say, say_why_it_ends, until_signalled
 from seatmark.settings import Settings, SettingsWrong, load_settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from processors.progress import Monitor
     from processors.sink import Sink
     from seatmark.embedded import StackPlan
+    from seatmark.topics import TopicResult
 
 app = typer.Typer(
     help="Seatmark: the activity log of software entitlements. Who uses how many seats, who hits the limit, and who lives in "
@@ -46,6 +48,7 @@ app.add_typer(tokens.commands, name="tokens", rich_help_panel=PARTS)
 app.command("audit", rich_help_panel="Numbers right")(upkeep.audit)
 app.command("restate", rich_help_panel="Numbers right")(upkeep.restate)
 app.command("rebuild", rich_help_panel="Numbers right")(upkeep.rebuild)
+app.command("forget", rich_help_panel="Privacy")(forget.forget)
 
 
 def main() -> None:
@@ -53,16 +56,20 @@ def main() -> None:
     try:
         app()
     except SettingsWrong as error:
-        say(f"seatmark: {error}")
+        say_why_it_ends(str(error))
         sys.exit(2)
     except Explained as error:
-        say(f"seatmark: {error}")
+        say_why_it_ends(str(error))
         sys.exit(1)
     except Exception as error:
         # Asked by name, so that commands without Kafka need not load its client.
-        if not type(error).__module__.startswith("aiokafka."):
+        if type(error).__module__.startswith("aiokafka."):
+            say_why_it_ends(f"the Kafka brokers (SEATMARK_BROKERS, SEATMARK_KAFKA_SECURITY) cannot be used: {error}")
+        elif logging.root.handlers:
+            # Python's own traceback would quote data, and be no line of the log.
+            logging.getLogger("seatmark").critical("seatmark: a defect ended it", exc_info=True)
+        else:
             raise
-        say(f"seatmark: the Kafka brokers (SEATMARK_BROKERS) cannot be used: {error}")
         sys.exit(1)
 
 
@@ -91,8 +98,8 @@ async def _up(plan: "StackPlan", stop: asyncio.Event) -> None:
     say(f"starting on {plan.data_dir} ...")
     async with Stack(plan, say) as stack:
         say(
-            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers}   ClickHouse: {plan.clickhouse}   "
-            f"data: {plan.data_dir}"
+            f"Seatmark is up: {plan.url}   API: {plan.url}/docs   broker: {plan.brokers.addresses}   "
+            f"ClickHouse: {plan.clickhouse}   data: {plan.data_dir}"
         )
         say("There is no sign-in (SEATMARK_AUTH=off): it can be reached from this machine only. Ctrl-C stops it.")
         await stack.run(stop)
@@ -130,17 +137,25 @@ def demo_command(
 @app.command(rich_help_panel=PARTS)
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
+    from processors.agents import Topics
     from processors.app import run_worker
+    from processors.progress import Unstored
+    from seatmark.brokers import brokers_of
+    from seatmark.produce import sink_group
     from seatmark.topics import check_topics
 
     settings = _start()
 
     async def work(stop: asyncio.Event, monitor: "Monitor") -> None:
+        unstored = Unstored(brokers_of(settings), Topics(settings.topic_prefix).activity, sink_group(settings.topic_prefix))
+
         def made(worker: "Worker") -> None:
             monitor.observe = worker.observe
+            unstored.partitions = lambda: worker.partitions
 
-        await check_topics(settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions)
-        await run_worker(worker_config(settings), stop, made)
+        await check_topics(brokers_of(settings), prefix=settings.topic_prefix, partitions=settings.partitions)
+        telling = [unstored.run(stop)] if settings.metrics_port else []
+        await _together([run_worker(worker_config(settings), stop, made), *telling], stop)
 
     _run_monitored(settings, work)
 
@@ -165,12 +180,13 @@ def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"]
     """
     from processors.health import Health, served, watched
     from processors.progress import Log, Monitor
+    from seatmark.brokers import brokers_of
 
     stuck_after = settings.stuck_after / 1000
     health = Health()
 
     async def both(stop: asyncio.Event) -> None:
-        monitor = Monitor(health, Log(settings.brokers, read_committed=settings.fencing == "on"), stuck_after)
+        monitor = Monitor(health, Log(brokers_of(settings), read_committed=settings.fencing == "on"), stuck_after)
 
         async def begin() -> None:
             if await monitor.brokers_answer(stop):
@@ -185,17 +201,45 @@ def _run_monitored(settings: Settings, work: Callable[[asyncio.Event, "Monitor"]
 @app.command(rich_help_panel=PARTS)
 def web() -> None:
     """Serve the pages and the API. Make a token with `seatmark tokens make` to get in."""
+    from processors.health import served
     from views.web.app import serve
 
     settings = _start()
     web_app = make_web(settings)
-    run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
+    with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
+        run_until_stopped(lambda stop: serve(web_app, settings.web_host, settings.web_port, stop))
+
+
+@app.command(rich_help_panel=PARTS)
+def collect() -> None:
+    """Take events over HTTP (POST /collect/events), for licence servers without a Kafka client."""
+    from connectors.http import collector_app
+    from processors.health import served
+    from seatmark.collect import open_collector
+    from views.web.app import serve
+
+    settings = _start()
+    tokens = settings.collect_tokens.get_secret_value()
+    if not tokens:
+        raise SettingsWrong(
+            "SEATMARK_COLLECT_TOKENS is not set: make a secret (openssl rand -hex 24), and give it to the licence servers"
+        )
+
+    async def take(stop: asyncio.Event) -> None:
+        async with open_collector(settings) as (send, brokers_answer):
+            collector = collector_app(send, tokens.split(","), brokers_answer)
+            await serve(collector, settings.collect_host, settings.collect_port, stop)
+
+    with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
+        run_until_stopped(take)
 
 
 @app.command(hidden=True)
 def store() -> None:
-    """Sink, web and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    """Sink, web with collector, and ClickHouse's HTTP interface in one process, as the embedded ClickHouse needs it."""
+    from connectors.http import collector
     from seatmark.chdb_http import ChdbHttp
+    from seatmark.collect import open_collector
     from views.store import chdb_directory
     from views.web.app import serve
 
@@ -203,8 +247,11 @@ def store() -> None:
     web_app = make_web(settings)
 
     async def both(stop: asyncio.Event) -> None:
-        web = serve(web_app, settings.web_host, settings.web_port, stop)
-        await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
+        async with open_collector(settings) as (send, _):
+            # Without tokens, as the web is: it can be reached from this machine only.
+            web_app.mount("/collect", collector(send, ()))
+            web = serve(web_app, settings.web_host, settings.web_port, stop)
+            await _together([*sink_parts(settings, make_sink(settings, alone=True), stop), web], stop)
 
     with ChdbHttp(Path(chdb_directory(settings.clickhouse_dsn.get_secret_value())), settings.clickhouse_port):
         run_until_stopped(both)
@@ -258,24 +305,26 @@ def migrate_command() -> None:
 @app.command(rich_help_panel=PARTS)
 def topics() -> None:
     """Create the topics that are missing; check the others against the catalogue (schemas/topics.yaml)."""
+    from seatmark.brokers import opened_brokers
     from seatmark.topics import ensure_topics
 
     settings = _start()
-    results = asyncio.run(
-        ensure_topics(
-            settings.brokers,
+
+    async def ensure() -> "list[TopicResult]":
+        return await ensure_topics(
+            await opened_brokers(settings),
             prefix=settings.topic_prefix,
             partitions=settings.partitions,
             replication=settings.replication,
         )
-    )
-    for result in results:
+
+    for result in asyncio.run(ensure()):
         say(f"{result.name}: {'created' if result.created else 'as it should be'}, {result.partitions} partitions")
 
 
 def _start() -> Settings:
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return settings
 
 
@@ -283,9 +332,10 @@ def worker_config(settings: Settings) -> "WorkerConfig":
     """What the worker needs of the settings."""
     from processors.app import WorkerConfig
     from processors.refusals import RefusalLimit
+    from seatmark.brokers import brokers_of
 
     return WorkerConfig(
-        brokers=settings.brokers,
+        brokers=brokers_of(settings),
         topic_prefix=settings.topic_prefix,
         partitions=settings.partitions,
         fencing=settings.fencing == "on",
@@ -296,6 +346,7 @@ def worker_config(settings: Settings) -> "WorkerConfig":
         session_timeout_ms=settings.session_timeout,
         rebalance_timeout_ms=settings.rebalance_timeout,
         dead_letter_limit=RefusalLimit(settings.dead_letter_count, settings.dead_letter_percent, settings.dead_letter_window),
+        truncate_ips=settings.ip_truncation == "on",
     )
 
 
@@ -322,11 +373,12 @@ def _of_this_machine(host: str) -> bool:
 def make_sink(settings: Settings, *, alone: bool = False) -> "Sink":
     """A sink as the settings say. alone: it shares the topics with no other, so it need not wait to join a group."""
     from processors.sink import Sink
+    from seatmark.brokers import brokers_of
     from views.store import connect
 
     dsn = settings.clickhouse_dsn.get_secret_value()
     return Sink(
-        brokers=settings.brokers,
+        brokers=brokers_of(settings),
         topic_prefix=settings.topic_prefix,
         client_factory=lambda: connect(dsn),
         flush_seconds=settings.flush_interval / 1000,

@@ -1,4 +1,4 @@
-"""What the command line prints: data on stdout, in the format asked for; everything else on stderr."""
+"""What the command line prints: data on stdout, in the format asked for; everything else on stderr. And how parts log."""
 
 import asyncio
 import csv
@@ -6,14 +6,19 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+import traceback
+from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
+import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from schemas.errors import loggable
+
+logger = logging.getLogger(__name__)
 stderr = Console(stderr=True)
 
 
@@ -80,18 +85,70 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def configure_logging(level: str) -> None:
-    """Logs to stderr: ours at a level, of the libraries only warnings (all of them at DEBUG)."""
-    logging.basicConfig(
-        level="DEBUG" if level == "DEBUG" else "WARNING",
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+_JSON = "json"
+# What a log line may say beside its text; libraries add things of their own.
+_CONTEXT = ("topic", "partition", "offset", "entitlement", "element", "table")
+
+
+def configure_logging(level: str, format: Literal["auto", "json", "text"] = "text") -> None:
+    """Logs to stderr: ours at a level, of the libraries only warnings (all of them at DEBUG). All in one format.
+
+    format: `json`: one object a line, `text`: for people, `auto`: json unless stderr is a terminal.
+    """
+    # Takes a moment, which commands that log nothing need not wait for.
+    import structlog
+
+    as_json = format == _JSON or (format == "auto" and not sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer(lambda line, **_: orjson.dumps(line, default=str).decode())
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.name = _JSON if as_json else "text"
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(_CONTEXT),
+            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _tell_exception, renderer],
+        )
+    )
+    logging.basicConfig(level="DEBUG" if level == "DEBUG" else "WARNING", handlers=[handler])
+    logging.captureWarnings(True)
+    # At DEBUG it shows its requests, those with passwords and tokens too.
+    logging.getLogger("aiokafka.conn").setLevel("INFO")
     for package in ("processors", "seatmark", "views"):
         logging.getLogger(package).setLevel(level)
     if level != "DEBUG":
         # Faust's services log under the names of our subclasses.
         logging.getLogger("processors.batching").setLevel("WARNING")
+
+
+def _tell_exception(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put a traceback into a line, as text: where it went wrong, never what the variables held, nor what messages quote."""
+    raised = line.pop("exc_info", None)
+    error = raised[1] if isinstance(raised, tuple) else None
+    # Some frameworks raise what they have caught so that it ends up as its own cause.
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if chain:
+        told = ("".join(traceback.format_tb(error.__traceback__)) + loggable(error) for error in reversed(chain))
+        line["exception"] = "\n\nthen:\n".join(told)
+    return line
+
+
+def say_why_it_ends(text: str) -> None:
+    """The last line: to the person at the terminal, or as a line of the log, where that is for programs."""
+    if any(handler.name == _JSON for handler in logging.root.handlers):
+        logger.critical("seatmark: %s", text)
+    else:
+        say(f"seatmark: {text}")
 
 
 async def until_signalled(run: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from processors.agents import Topics
-from processors.outputs import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
+from processors.brokers import Brokers
+from schemas.dead_letters import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
 from seatmark.produce import end_offsets, open_sender, partitions_of
@@ -46,7 +47,7 @@ class Replayed:
 async def replay(
     reasons: Collection[str],
     *,
-    brokers: str,
+    brokers: Brokers,
     prefix: str,
     now: int,
     since: int = 0,
@@ -108,7 +109,7 @@ def _count(refused: Counter[tuple[str, str]], problem: Refused) -> None:
     refused[kind] += 1
 
 
-async def _letters(brokers: str, topic: str, on_progress: Callable[[int], None]) -> AsyncGenerator[Any]:
+async def _letters(brokers: Brokers, topic: str, on_progress: Callable[[int], None]) -> AsyncGenerator[Any]:
     """The letters that are there now, as aiokafka gives them, one partition after the other."""
     places = [TopicPartition(topic, partition) for partition in await partitions_of(brokers, topic)]
     if not places:
@@ -129,8 +130,8 @@ async def _letters(brokers: str, topic: str, on_progress: Callable[[int], None])
 
 
 @asynccontextmanager
-async def _open_consumer(brokers: str) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=brokers, auto_offset_reset="earliest", enable_auto_commit=False)
+async def _open_consumer(brokers: Brokers) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(**brokers.client, auto_offset_reset="earliest", enable_auto_commit=False)
     await consumer.start()
     try:
         yield consumer

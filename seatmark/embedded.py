@@ -26,6 +26,7 @@ import httpx
 from aiokafka.errors import KafkaError
 
 from processors.app import worker_group
+from processors.brokers import Brokers
 from schemas.errors import Explained
 from seatmark.children import end_with_parent
 from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_stored
@@ -59,9 +60,9 @@ class StackPlan:
     partitions: int
 
     @property
-    def brokers(self) -> str:
-        """The broker's address."""
-        return f"127.0.0.1:{self.broker_port}"
+    def brokers(self) -> Brokers:
+        """The broker."""
+        return Brokers(f"127.0.0.1:{self.broker_port}")
 
     @property
     def url(self) -> str:
@@ -81,11 +82,13 @@ class StackPlan:
     def environment(self) -> dict[str, str]:
         """The environment of the children: ours, with the stack's own addresses and quick timeouts."""
         settings = {
-            "BROKERS": self.brokers,
+            "BROKERS": self.brokers.addresses,
             "TOPIC_PREFIX": "",
             "PARTITIONS": str(self.partitions),
             # It has no transactions.
             "FENCING": "off",
+            # In files that people read.
+            "LOG_FORMAT": "text",
             "CLICKHOUSE_DSN": chdb_dsn(self.data_dir / "clickhouse"),
             "CLICKHOUSE_PORT": str(self.clickhouse_port),
             "WEB_HOST": "127.0.0.1",
@@ -98,7 +101,10 @@ class StackPlan:
             "REBALANCE_TIMEOUT": "3s",
             "FLUSH_INTERVAL": "200ms",
         }
-        return os.environ | {PREFIX + name: value for name, value in settings.items()}
+        # Its broker lets everybody in; and an address of ClickHouse must not come out of a file as well.
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX + "KAFKA_")}
+        ours.pop(PREFIX + "CLICKHOUSE_DSN_FILE", None)
+        return ours | {PREFIX + name: value for name, value in settings.items()}
 
 
 class Child:

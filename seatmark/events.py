@@ -77,6 +77,7 @@ def replay_dead_letters(
     Letters are never deleted, so a second run sends them again. That changes nothing: an event with the same source and id
     counts once. An event that is old by now has no live effect, and counts in the exact numbers.
     """
+    from seatmark.brokers import opened_brokers
     from seatmark.deadletters import replay
 
     settings = load_settings()
@@ -94,7 +95,7 @@ def replay_dead_letters(
             reading = bar.add_task("reading letters", total=None)
             replayed = await replay(
                 reason,
-                brokers=settings.brokers,
+                brokers=await opened_brokers(settings),
                 prefix=settings.topic_prefix,
                 now=int(time.time() * 1000),
                 since=first,
@@ -312,6 +313,7 @@ class _Log:
 
 
 def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
+    from seatmark.brokers import opened_brokers
     from seatmark.produce import produce_lines
 
     configure_logging("ERROR")
@@ -321,9 +323,10 @@ def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
             sending = bar.add_task("sending", total=None)
             produced = await produce_lines(
                 lines,
-                brokers=settings.brokers,
+                brokers=await opened_brokers(settings),
                 prefix=settings.topic_prefix,
                 on_progress=lambda done: bar.update(sending, completed=done),
+                truncate_ips=settings.ip_truncation == "on",
             )
             bar.update(sending, total=produced.sent, completed=produced.sent)
             if wait:
@@ -335,6 +338,7 @@ def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
 
 async def _wait(settings: Settings, ends: dict[int, int], sent: int, bar: Progress) -> None:
     """Wait until the events up to `ends` are applied and stored."""
+    from seatmark.brokers import brokers_of
     from seatmark.produce import wait_until_stored
 
     if not ends:
@@ -342,7 +346,7 @@ async def _wait(settings: Settings, ends: dict[int, int], sent: int, bar: Progre
     applying = bar.add_task("applying", total=sent)
     await wait_until_stored(
         ends,
-        brokers=settings.brokers,
+        brokers=brokers_of(settings),
         prefix=settings.topic_prefix,
         timeout=_WAIT_SECONDS,
         on_progress=lambda left: bar.update(applying, completed=max(0, sent - left)),

@@ -13,8 +13,10 @@ from aiokafka.errors import KafkaError
 
 from processors.agents import Topics
 from processors.app import worker_group
+from processors.brokers import Brokers
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
+from schemas.personal import with_truncated_ip
 
 _IN_FLIGHT = 5_000
 _POLL_SECONDS = 0.1
@@ -68,12 +70,12 @@ class Sender:
 
 
 @asynccontextmanager
-async def open_sender(brokers: str, prefix: str) -> AsyncIterator[Sender]:
+async def open_sender(brokers: Brokers, prefix: str) -> AsyncIterator[Sender]:
     """A sender; when this is left without an error, all that was sent is acknowledged.
 
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
-    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=5, compression_type="snappy",
+    producer = AIOKafkaProducer(**brokers.client, acks="all", linger_ms=5, compression_type="snappy",
                                 max_request_size=2 * 1024 * 1024)  # fmt: skip
     await producer.start()
     try:
@@ -84,10 +86,17 @@ async def open_sender(brokers: str, prefix: str) -> AsyncIterator[Sender]:
         await producer.stop()
 
 
-async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on_progress: Callable[[int], None]) -> Produced:
+async def produce_lines(
+    lines: Iterable[bytes],
+    *,
+    brokers: Brokers,
+    prefix: str,
+    on_progress: Callable[[int], None],
+    truncate_ips: bool = False,
+) -> Produced:
     """Send one CloudEvent a line, keyed by its subject; lines that are no valid event are reported, not sent.
 
-    on_progress(lines): called now and then with the number of lines read.
+    on_progress(lines): called now and then with the number of lines read. truncate_ips: of addresses only the network is sent.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
     refused: list[tuple[int, str]] = []
@@ -103,6 +112,8 @@ async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on
             except Refused as problem:
                 refused.append((number, str(problem)))
                 continue
+            if truncate_ips:
+                value, event = with_truncated_ip(value, event)
             await sender.send(event, value)
             if number % _IN_FLIGHT == 0:
                 on_progress(number)
@@ -111,7 +122,7 @@ async def produce_lines(lines: Iterable[bytes], *, brokers: str, prefix: str, on
 
 
 async def wait_until_stored(
-    ends: dict[int, int], *, brokers: str, prefix: str, timeout: float, on_progress: Callable[[int], None]
+    ends: dict[int, int], *, brokers: Brokers, prefix: str, timeout: float, on_progress: Callable[[int], None]
 ) -> None:
     """Wait until the worker has applied the events up to `ends`, and the sink has stored what came of them.
 
@@ -135,7 +146,7 @@ async def wait_until_stored(
 async def worker_applied(
     ends: dict[int, int],
     *,
-    brokers: str,
+    brokers: Brokers,
     prefix: str,
     seconds: float,
     on_progress: Callable[[int], None] = lambda left: None,
@@ -146,13 +157,13 @@ async def worker_applied(
         await _wait_for_group(admin, worker_group(prefix), targets, seconds, "worker", on_progress)
 
 
-async def event_ends(brokers: str, prefix: str, partitions: int) -> dict[int, int]:
+async def event_ends(brokers: Brokers, prefix: str, partitions: int) -> dict[int, int]:
     """By partition of `entitlement-events`, the offset after the last event, of those that have any."""
     places = [TopicPartition(Topics(prefix).events, partition) for partition in range(partitions)]
     return {place.partition: end for place, end in (await end_offsets(brokers, places)).items() if end}
 
 
-async def partitions_of(brokers: str, topic: str) -> list[int]:
+async def partitions_of(brokers: Brokers, topic: str) -> list[int]:
     """The partitions of a topic; none where there is no such topic."""
     async with _admin(brokers) as admin:
         if topic not in await admin.list_topics():
@@ -161,7 +172,7 @@ async def partitions_of(brokers: str, topic: str) -> list[int]:
         return sorted(partition["partition"] for partition in found["partitions"])
 
 
-async def group_is_stable(brokers: str, group: str) -> bool:
+async def group_is_stable(brokers: Brokers, group: str) -> bool:
     """Whether the members of a consumer group have their partitions."""
     async with _admin(brokers) as admin:
         try:
@@ -173,14 +184,14 @@ async def group_is_stable(brokers: str, group: str) -> bool:
         return all(code == 0 and state == "Stable" for code, _, state, *_ in response.groups)
 
 
-async def group_members(brokers: str, group: str) -> int:
+async def group_members(brokers: Brokers, group: str) -> int:
     """How many members a consumer group has."""
     async with _admin(brokers) as admin:
         [response] = await admin.describe_consumer_groups([group])
         return sum(len(members) for _, _, _, _, _, members, *_ in response.groups)
 
 
-async def sink_lag(brokers: str, prefix: str, partitions: int) -> int:
+async def sink_lag(brokers: Brokers, prefix: str, partitions: int) -> int:
     """How many records of the worker's output topics are not stored yet."""
     topics = Topics(prefix)
     outputs = [
@@ -194,12 +205,12 @@ async def sink_lag(brokers: str, prefix: str, partitions: int) -> int:
     return sum(max(0, end - committed.get(place, 0)) for place, end in ends.items())
 
 
-async def end_offsets(brokers: str, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+async def end_offsets(brokers: Brokers, places: list[TopicPartition]) -> dict[TopicPartition, int]:
     """The offset after the last record of each partition.
 
     Taken from fetch responses: asked for the latest offset, the embedded broker gives the first of the last batch + 1.
     """
-    consumer = AIOKafkaConsumer(bootstrap_servers=brokers, fetch_max_wait_ms=_FETCH_WAIT_MS, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**brokers.client, fetch_max_wait_ms=_FETCH_WAIT_MS, enable_auto_commit=False)
     await consumer.start()
     try:
         consumer.assign(places)
@@ -250,8 +261,8 @@ async def _committed(admin: AIOKafkaAdminClient, group: str, places: list[TopicP
 
 
 @asynccontextmanager
-async def _admin(brokers: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+async def _admin(brokers: Brokers) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**brokers.client)
     await admin.start()
     try:
         yield admin

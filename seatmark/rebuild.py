@@ -27,10 +27,11 @@ from processors.sink import alerts_table, days_table, marks_table, settled_table
 from schemas.alerts import Alert
 from schemas.days import DayMark, DayRow, Settled
 from schemas.errors import Explained
+from seatmark.brokers import brokers_of, opened_brokers
 from seatmark.produce import group_members, sink_lag
 from seatmark.settings import Settings
 from seatmark.topics import ensure_topics
-from views.raw_log import RawLog
+from views.raw_log import RawLog, open_raw_log
 from views.rebuilt import Comparison, RebuiltTables
 from views.store import connect
 
@@ -58,7 +59,7 @@ async def prepare_state(settings: Settings, on_progress: OnProgress) -> int:
     """
     client = connect(settings.clickhouse_dsn.get_secret_value())
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         epoch = log.highest_epoch()
         if not epoch:
             return 0
@@ -92,12 +93,14 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
     dsn = settings.clickhouse_dsn.get_secret_value()
     embedded = dsn.startswith("chdb:")
     if not embedded:
-        await _refuse_while_running(settings)
+        await opened_brokers(settings)
+        await refuse_while_running(settings)
     client = connect(dsn)
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         tables = RebuiltTables(client, settings.clickhouse_cluster)
-        epoch = log.highest_epoch()
+        # Of an empty raw log too: state of an epoch is rebuilt state, with which a worker begins the topic again.
+        epoch = max(1, log.highest_epoch())
         tables.make()
         try:
             _fill(log, settings, epoch, on_progress)
@@ -140,7 +143,7 @@ async def _rebuild_changelog(log: RawLog, settings: Settings, epoch: int, on_pro
     if settings.fencing == "on":
         await _fence_workers(settings, topics.changelog)
     await _make_changelog_anew(settings, topics.changelog)
-    incarnation = await topic_incarnation(settings.brokers, topics.events)
+    incarnation = await topic_incarnation(brokers_of(settings), topics.events)
     # Of a topic that is still the same, what the raw log holds is applied; of another one, nothing is.
     offsets = {partition: offset for partition, of, offset in log.progress() if of == incarnation}
     async with _changelog(settings) as send:
@@ -200,7 +203,7 @@ async def _changelog(settings: Settings) -> AsyncIterator[Callable[[int, Iterabl
     """A function that writes records to a partition of the changelog; all are written when the context is left."""
     topic = Topics(settings.topic_prefix).changelog
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.brokers,
+        **brokers_of(settings).client,
         acks="all",
         compression_type="snappy",
         max_batch_size=_BATCH_BYTES,
@@ -223,12 +226,12 @@ async def _changelog(settings: Settings) -> AsyncIterator[Callable[[int, Iterabl
         await producer.stop()
 
 
-async def _refuse_while_running(settings: Settings) -> None:
+async def refuse_while_running(settings: Settings) -> None:
     """Raises RebuildRefused: a worker runs, or the sink has not stored all that there is."""
     group = worker_group(settings.topic_prefix)
-    if await group_members(settings.brokers, group):
+    if await group_members(brokers_of(settings), group):
         raise RebuildRefused(f"a worker is running (group {group}): stop all workers, and run this again")
-    behind = await sink_lag(settings.brokers, settings.topic_prefix, settings.partitions)
+    behind = await sink_lag(brokers_of(settings), settings.topic_prefix, settings.partitions)
     if behind:
         raise RebuildRefused(
             f"the sink has still {behind:,} records to store: let it run until it has caught up, and run this again"
@@ -237,7 +240,7 @@ async def _refuse_while_running(settings: Settings) -> None:
 
 async def _fence_workers(settings: Settings, changelog: str) -> None:
     """A worker that has left the group because it is frozen must not write what it has in hand when it wakes up."""
-    owner = FencedChangelog(settings.brokers, changelog)
+    owner = FencedChangelog(brokers_of(settings), changelog)
     try:
         await owner.take_over(range(settings.partitions))
     finally:
@@ -246,7 +249,7 @@ async def _fence_workers(settings: Settings, changelog: str) -> None:
 
 async def _make_changelog_anew(settings: Settings, name: str) -> None:
     """An empty changelog: what it held of elements and holds that are no more must not come back."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+    admin = AIOKafkaAdminClient(**brokers_of(settings).client)
     await admin.start()
     try:
         response = await admin.delete_topics([name])
@@ -261,5 +264,5 @@ async def _make_changelog_anew(settings: Settings, name: str) -> None:
     finally:
         await admin.close()
     await ensure_topics(
-        settings.brokers, prefix=settings.topic_prefix, partitions=settings.partitions, replication=settings.replication
+        brokers_of(settings), prefix=settings.topic_prefix, partitions=settings.partitions, replication=settings.replication
     )

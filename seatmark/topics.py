@@ -9,6 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
+from processors.brokers import Brokers
 from schemas.errors import Explained
 from schemas.topics import Topic, catalogue
 
@@ -31,13 +32,13 @@ class TopicResult:
     created: bool
 
 
-async def ensure_topics(brokers: str, *, prefix: str, partitions: int, replication: int) -> list[TopicResult]:
+async def ensure_topics(brokers: Brokers, *, prefix: str, partitions: int, replication: int) -> list[TopicResult]:
     """Create the topics that are missing and check the others.
 
     Raises TopicsWrong: a topic has another number of partitions, or another setting than the catalogue.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    admin = AIOKafkaAdminClient(**brokers.client)
     await admin.start()
     try:
         there = set(await admin.list_topics())
@@ -55,13 +56,13 @@ async def ensure_topics(brokers: str, *, prefix: str, partitions: int, replicati
         await admin.close()
 
 
-async def check_topics(brokers: str, *, prefix: str, partitions: int) -> None:
+async def check_topics(brokers: Brokers, *, prefix: str, partitions: int) -> None:
     """Before a worker starts: refuse topics on which its numbers would be wrong. Other settings may differ from the catalogue.
 
     Raises TopicsWrong: a topic is missing, or has another number of partitions or another `cleanup.policy` than it must have.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    admin = AIOKafkaAdminClient(**brokers.client)
     await admin.start()
     try:
         wanted = catalogue()

@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +16,15 @@ from pydantic import SecretStr
 
 from schemas.errors import Explained
 from seatmark.console import Format, configure_logging, print_csv, print_json, print_rows, progress, say
+from seatmark.forget import remove_personal_data
 from seatmark.settings import Settings, load_settings
 
 logger = logging.getLogger(__name__)
 
 # The first audit does not wait a whole day: a process that is started anew each day would never make one.
 _FIRST_AUDIT_MS = 10 * 60 * 1000
+_FIRST_REMOVAL_MS = 10 * 60 * 1000
+_REMOVAL_INTERVAL_MS = 24 * 60 * 60 * 1000
 _PASS_SECONDS = 1.0
 # Passes without anything done after which `seatmark restate` stops waiting for worker and sink.
 _IDLE_PASSES = 15
@@ -45,35 +48,57 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
-    from views.raw_log import RawLog
+    from seatmark.brokers import opened_brokers
+    from views.raw_log import open_raw_log
     from views.store import connect
 
     topic = Topics(settings.topic_prefix).events
-    client = connect(settings.clickhouse_dsn.get_secret_value())
-    producer = AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all", max_request_size=2 * 1024 * 1024)
+    brokers = await opened_brokers(settings)
+    with closing(connect(settings.clickhouse_dsn.get_secret_value())) as client:
+        log = open_raw_log(client, topic)
+        producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=2 * 1024 * 1024)
 
-    async def send(outgoing: Outgoing) -> None:
-        # Not where its events once were: the topic may have had fewer partitions then.
-        partition = partition_of(outgoing.key.decode(), settings.partitions)
-        await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
+        async def send(outgoing: Outgoing) -> None:
+            # Not where its events once were: the topic may have had fewer partitions then.
+            partition = partition_of(outgoing.key.decode(), settings.partitions)
+            await producer.send_and_wait(topic, outgoing.value, key=outgoing.key, partition=partition)
 
-    restater = Restater(RawLog(client, topic), send, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
-    try:
-        await producer.start()
-        yield restater
-    finally:
-        await producer.stop()
-        restater.close()
-        client.close()
+        restater = Restater(
+            log,
+            send,
+            calendar=Calendar(settings.timezone),
+            late_after_ms=settings.late_after,
+            partitions=settings.partitions,
+        )
+        try:
+            await producer.start()
+            yield restater
+        finally:
+            await producer.stop()
+            restater.close()
 
 
 async def keep_restating(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:
-    """Make a pass at each interval, of the entitlements that this process looks after, until `stop` is set."""
+    """Make a pass at each interval, of the entitlements that this process looks after, until `stop` is set.
+
+    Between two passes, so that no pass writes what it read before, personal data is taken out of old rows, once a day.
+    """
+
+    def end_if_stopped(done: int, total: int) -> None:
+        if stop.is_set():
+            raise _Stopped
 
     async def passes() -> None:
+        removal_at = _now_ms() + _FIRST_REMOVAL_MS
         async with open_restater(settings) as restater:
             while not await _set_within(stop, settings.restate_interval):
                 await restater.run(_now_ms(), owns=owns)
+                if settings.personal_retention and _now_ms() >= removal_at:
+                    try:
+                        await asyncio.to_thread(remove_personal_data, settings, owns=owns, on_progress=end_if_stopped)
+                    except _Stopped:
+                        return
+                    removal_at = _now_ms() + _REMOVAL_INTERVAL_MS
 
     await _again_and_again(passes, settings.restate_interval, stop, "restatement")
 
@@ -94,7 +119,11 @@ async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[
             except _Stopped:
                 return
             for difference in findings.differences[:_SHOWN_DIFFERENCES]:
-                logger.error("audit: %s", difference)
+                logger.error(
+                    "audit: %s, %s: stored is %s, exact is %s",
+                    *(difference.what, difference.field, difference.stored, difference.exact),
+                    extra={"entitlement": difference.entitlement, "element": difference.element},
+                )
             waiting = settings.audit_interval
 
     await _again_and_again(audits, settings.restate_interval, stop, "audit")
@@ -118,12 +147,12 @@ def audited(settings: Settings, **options: Any) -> Any:
     from processors.agents import Topics
     from processors.audit import Auditor
     from processors.domain.days import Calendar
-    from views.raw_log import RawLog
+    from views.raw_log import open_raw_log
     from views.store import connect
 
     client = connect(settings.clickhouse_dsn.get_secret_value())
     try:
-        log = RawLog(client, Topics(settings.topic_prefix).events)
+        log = open_raw_log(client, Topics(settings.topic_prefix).events)
         auditor = Auditor(log, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
         return auditor.run(_now_ms(), **options)
     finally:

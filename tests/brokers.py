@@ -13,16 +13,18 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import for_code
 
-from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable
+from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable, Security
 
 
 @contextmanager
-def running_kafka(brokers: int, data_dir: Path, proxies: Sequence[int] = ()) -> Iterator[KafkaCluster]:
+def running_kafka(
+    brokers: int, data_dir: Path, proxies: Sequence[int] = (), security: Security | None = None
+) -> Iterator[KafkaCluster]:
     """A running cluster. Where there can be none the test is skipped, or fails if ``CI`` is set.
 
-    proxies: as for `KafkaCluster`.
+    proxies, security: as for `KafkaCluster`.
     """
-    cluster = KafkaCluster(brokers, data_dir, proxies=proxies)
+    cluster = KafkaCluster(brokers, data_dir, proxies=proxies, security=security)
     try:
         cluster.start()
     except KafkaUnavailable as unavailable:
@@ -65,6 +67,18 @@ async def read_topic(bootstrap: str, topic: str, partitions: int, *, read_commit
             for fetched in (await consumer.getmany(timeout_ms=200)).values():
                 records += fetched
         return records
+    finally:
+        await consumer.stop()
+
+
+async def commit_ends(bootstrap: str, group: str, topics: Sequence[str], partitions: int) -> None:
+    """What kafka-consumer-groups.sh does with --reset-offsets --to-latest, for a group without members."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        places = [TopicPartition(topic, partition) for topic in topics for partition in range(partitions)]
+        consumer.assign(places)
+        await consumer.commit(await consumer.end_offsets(places))
     finally:
         await consumer.stop()
 

@@ -46,11 +46,20 @@ class Miniature:
     client: of a migrated database with this time zone. now_ms: the wall clock, which the test sets.
     """
 
-    def __init__(self, client: Client, *, timezone: str = "UTC", late_after_ms: int = HOUR, now_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        timezone: str = "UTC",
+        late_after_ms: int = HOUR,
+        now_ms: int | None = None,
+        truncate_ips: bool = False,
+    ) -> None:
         self.client = client
         self.now_ms = now_ms if now_ms is not None else int(time.time() * 1000)
         self.topic = f"t{uuid.uuid4().hex[:8]}-entitlement-events"
         self.calendar = Calendar(timezone)
+        self._truncate_ips = truncate_ips
         self._states = PartitionStates(self.calendar, late_after_ms, "incarnation-1", partitions=1)
         self.state = self._states.of(0)
         self.state.begin("incarnation-1")
@@ -58,7 +67,9 @@ class Miniature:
         self.unsunk: list[tuple[str, Record]] = []
         self.alerts: list[Any] = []
         self.dead_letters: list[Any] = []
-        self.restater = Restater(RawLog(client, self.topic), self._send, calendar=self.calendar, late_after_ms=late_after_ms)
+        self.restater = Restater(
+            RawLog(client, self.topic), self._send, calendar=self.calendar, late_after_ms=late_after_ms, partitions=1
+        )
         self.entitlements: set[str] = set()
         self.applied = 0
         self._outputs: Counter[str] = Counter()
@@ -85,7 +96,7 @@ class Miniature:
         end = len(self.log) if records is None else min(len(self.log), self.applied + records)
         while self.applied < end:
             chunk = self.log[self.applied : end]
-            out = fold_chunk(self.state, chunk, self.now_ms)
+            out = fold_chunk(self.state, chunk, self.now_ms, truncate_ips=self._truncate_ips)
             self.applied += out.taken
             changes = self.ledger.take_changes()
             days = [encode_day(record) for record in (*changes.days, *changes.marks, *changes.settled)]

@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from clickhouse_connect.driver.client import Client
 
 from processors.agents import Topics
+from processors.brokers import Brokers
 from processors.domain.ledger import position_of
 from processors.sink import Sink
 from seatmark.chdb_http import ChdbHttp
@@ -103,7 +104,7 @@ class Deployment:
         """Send all records, run worker and sink until everything is stored, and gather what came of each case."""
         timezone, late_after = self.cases[0].timezone, self.cases[0].late_after
         await asyncio.gather(
-            ensure_topics(self.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=1),
+            ensure_topics(Brokers(self.bootstrap), prefix=self.prefix, partitions=PARTITIONS, replication=1),
             asyncio.to_thread(migrate, self.dsn, timezone),
         )
         ends = await self.send()
@@ -113,13 +114,18 @@ class Deployment:
             "SEATMARK_LATE_AFTER": f"{late_after}ms",
         }
         sink = Sink(
-            brokers=self.bootstrap, topic_prefix=self.prefix, client_factory=lambda: connect(self.dsn), flush_seconds=0.05
+            brokers=Brokers(self.bootstrap),
+            topic_prefix=self.prefix,
+            client_factory=lambda: connect(self.dsn),
+            flush_seconds=0.05,
         )
         stop = asyncio.Event()
         with running_worker(settings, self.log):
             sinking = asyncio.create_task(sink.run(stop))
             waiting = asyncio.create_task(
-                wait_until_stored(ends, brokers=self.bootstrap, prefix=self.prefix, timeout=60, on_progress=lambda _: None)
+                wait_until_stored(
+                    ends, brokers=Brokers(self.bootstrap), prefix=self.prefix, timeout=60, on_progress=lambda _: None
+                )
             )
             # A sink that fails ends first, and says why below.
             await asyncio.wait({sinking, waiting}, return_when=asyncio.FIRST_COMPLETED)

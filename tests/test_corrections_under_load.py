@@ -17,6 +17,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from processors.agents import Topics
+from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from schemas.events import RESTATE_SOURCE, decode, format_time
@@ -51,13 +52,15 @@ async def test_corrections_under_load_never_make_a_right_level_wrong(
         "SEATMARK_RESTATE_INTERVAL": "1s",
     }
     settings = load_settings(environment)
-    await ensure_topics(kafka.bootstrap, prefix=prefix, partitions=PARTITIONS, replication=1)
+    await ensure_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=PARTITIONS, replication=1)
     await asyncio.to_thread(migrate, settings.clickhouse_dsn.get_secret_value(), "UTC")
     with running("worker", environment, tmp_path / "worker.log"), running("sink", environment, tmp_path / "sink.log"):
         corrected = asyncio.ensure_future(first_correction(kafka.bootstrap, Topics(prefix).events))
         await traffic(kafka.bootstrap, Topics(prefix).events, random.Random(seed), entitlements, seconds, corrected)
-        ends = await event_ends(kafka.bootstrap, prefix, PARTITIONS)
-        await wait_until_stored(ends, brokers=kafka.bootstrap, prefix=prefix, timeout=120, on_progress=lambda left: None)
+        ends = await event_ends(Brokers(kafka.bootstrap), prefix, PARTITIONS)
+        await wait_until_stored(
+            ends, brokers=Brokers(kafka.bootstrap), prefix=prefix, timeout=120, on_progress=lambda left: None
+        )
         await restate_until_settled(settings, "")
         findings = await asyncio.to_thread(audited, settings)
     assert (findings.differences, findings.unsettled, findings.elements) == ([], 0, entitlements)

@@ -16,11 +16,11 @@ from processors.agents import ChunkOutputs, fold_chunk
 from processors.codec import encode_changes, finish_restore, restore
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger
-from processors.outputs import DEAD_OFFSET, DEAD_REASON
 from processors.state import PartitionState, PartitionStates
 from schemas.activity import decode_activity
 from schemas.alerts import decode_alert
 from schemas.days import decode_day, encode_day
+from schemas.dead_letters import DEAD_OFFSET, DEAD_REASON
 from schemas.events import RESTATE_SOURCE, Reason, decode
 from tests.miniature import Record
 from tests.schemas.contract import examples

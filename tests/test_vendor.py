@@ -18,6 +18,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from processors.agents import Topics
+from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from schemas.events import RESTATE_SOURCE
 from seatmark.chdb_http import ChdbHttp
@@ -52,14 +53,16 @@ async def test_a_vendor_ends_at_the_exact_numbers(
     }
     settings = load_settings(environment)
     dsn = settings.clickhouse_dsn.get_secret_value()
-    await ensure_topics(kafka.bootstrap, prefix=prefix, partitions=PARTITIONS, replication=1)
+    await ensure_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=PARTITIONS, replication=1)
     await asyncio.to_thread(migrate, dsn, timezone)
     sent = arrivals(seed, events=events, entitlements=max(10, events // 100), until_ms=int(time.time() * 1000) - HOUR)
     await send(kafka.bootstrap, Topics(prefix).events, sent)
 
     with running("worker", environment, tmp_path / "worker.log"), running("sink", environment, tmp_path / "sink.log"):
-        ends = await event_ends(kafka.bootstrap, prefix, PARTITIONS)
-        await wait_until_stored(ends, brokers=kafka.bootstrap, prefix=prefix, timeout=60, on_progress=lambda left: None)
+        ends = await event_ends(Brokers(kafka.bootstrap), prefix, PARTITIONS)
+        await wait_until_stored(
+            ends, brokers=Brokers(kafka.bootstrap), prefix=prefix, timeout=60, on_progress=lambda left: None
+        )
         before = await asyncio.to_thread(audited, settings)
         assert before.provisional_days
         assert before.differences == []

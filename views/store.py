@@ -67,9 +67,10 @@ def chdb_directory(dsn: str) -> str:
     return directory
 
 
-def connect(dsn: str) -> Client:
+def connect(dsn: str, *, answer_seconds: int = 300) -> Client:
     """A client for one thread. Opening one costs some queries: keep it.
 
+    answer_seconds: how long a server may be silent.
     Raises StoreUnavailable: nobody answers there, the user or the database is refused, or the directory cannot be opened.
     """
     try:
@@ -79,7 +80,12 @@ def connect(dsn: str) -> Client:
         # Without a session, calls do not have to wait for each other on the server. The scheme is named again because
         # the client does not take it from the DSN.
         return clickhouse_connect.get_client(
-            dsn=dsn, interface=urlsplit(dsn).scheme, autogenerate_session_id=False, connect_timeout=5, settings=_ON_A_CLUSTER
+            dsn=dsn,
+            interface=urlsplit(dsn).scheme,
+            autogenerate_session_id=False,
+            connect_timeout=5,
+            send_receive_timeout=answer_seconds,
+            settings=_ON_A_CLUSTER,
         )
     except DatabaseError as error:
         raise explained(dsn, error) from error

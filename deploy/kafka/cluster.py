@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import random
 import re
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -121,11 +123,55 @@ def free_ports(count: int) -> list[int]:
     return list(islice(filter(_is_free, random.sample(candidates, len(candidates))), count))
 
 
+@dataclass(frozen=True)
+class Security:
+    """For a cluster that encrypts, and lets in only whom it knows: how it is told who that is. All files are PEM.
+
+    Clients sign in at ``bootstrap``, with SCRAM-SHA-512 or OAUTHBEARER, or show a certificate at ``certified_bootstrap``; its
+    common name is the user. Without an ACL nobody may do anything but who has the brokers' own certificate.
+
+    Args:
+        authority: certificate of who signs those of brokers and clients.
+        broker: certificate of the brokers and its key, unencrypted in PKCS #8. Their user is ``broker``, its common name.
+        passwords: of the users with SCRAM. Tokens of OAUTHBEARER need no signature: this is for tests.
+    """
+
+    authority: Path
+    broker: Path
+    passwords: Mapping[str, str]
+
+    def settings(self) -> dict[str, object]:
+        """What brokers need to be told, beside their listeners."""
+        modules = "org.apache.kafka.common.security"
+        oauth = f'{modules}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";'
+        return {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": self.broker,
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": self.authority,
+            "listener.name.certified.ssl.client.auth": "required",
+            "listener.name.controller.ssl.client.auth": "required",
+            "ssl.principal.mapping.rules": "RULE:^.*CN=([^,]+).*$/$1/",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-512,OAUTHBEARER",
+            "listener.name.sasl.scram-sha-512.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;",
+            "listener.name.sasl.oauthbearer.sasl.jaas.config": oauth,
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:broker",
+        }
+
+    def as_broker(self) -> ssl.SSLContext:
+        """For a client that is a broker."""
+        context = ssl.create_default_context(cafile=self.authority)
+        context.load_cert_chain(self.broker)
+        return context
+
+
 @dataclass
 class _Node:
     number: int
     port: int
     controller_port: int
+    certified_port: int
     directory: Path
     process: subprocess.Popen[bytes] | None = None
 
@@ -152,19 +198,29 @@ class KafkaCluster:
         port: port of the first broker, the others take the following ones. Without it free ones are chosen.
         proxies: by broker, a port of loopback on which something forwards to the broker's second listener, whose port is in
             ``behind_proxies``. Clients that come that way are told these ports: Kafka tells its clients where to connect.
+        security: without it everybody may do everything, unencrypted.
     """
 
-    def __init__(self, brokers: int, data_dir: Path, port: int | None = None, proxies: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        brokers: int,
+        data_dir: Path,
+        port: int | None = None,
+        proxies: Sequence[int] = (),
+        security: Security | None = None,
+    ) -> None:
         # By size, because one that was formatted as one broker cannot become three.
         self._directory = data_dir.resolve() / f"cluster-of-{brokers}"
-        free = free_ports(3 * brokers)
+        free = free_ports(4 * brokers)
         ports = free[:brokers] if port is None else range(port, port + brokers)
         controller_ports = free[brokers : 2 * brokers]
-        self.behind_proxies = free[2 * brokers :] if proxies else []
+        certified_ports = free[2 * brokers : 3 * brokers]
+        self.behind_proxies = free[3 * brokers :] if proxies else []
         self.proxies = list(proxies)
+        self._security = security
         self._nodes = {
             number: _Node(number, *of_node, self._directory / f"broker-{number}")
-            for number, of_node in enumerate(zip(ports, controller_ports, strict=True), start=1)
+            for number, of_node in enumerate(zip(ports, controller_ports, certified_ports, strict=True), start=1)
         }
         self._java = ""
         self._class_path = ""
@@ -173,6 +229,11 @@ class KafkaCluster:
     def bootstrap(self) -> str:
         """Addresses of all brokers, as clients take them."""
         return ",".join(f"{HOST}:{node.port}" for node in self._nodes.values())
+
+    @property
+    def certified_bootstrap(self) -> str:
+        """Addresses of all brokers for clients with a certificate; only with ``security``."""
+        return ",".join(f"{HOST}:{node.certified_port}" for node in self._nodes.values())
 
     @property
     def proxied_bootstrap(self) -> str:
@@ -274,7 +335,11 @@ class KafkaCluster:
             listeners += f",PROXIED://{HOST}:{self.behind_proxies[node.number - 1]}"
             advertised += f",PROXIED://{HOST}:{self.proxies[node.number - 1]}"
             protocols += ",PROXIED:PLAINTEXT"
+        if self._security:
+            listeners = advertised = f"SASL://{HOST}:{node.port},CERTIFIED://{HOST}:{node.certified_port}"
+            protocols = "SASL:SASL_SSL,CERTIFIED:SSL,CONTROLLER:SSL"
         return {
+            **(self._security.settings() if self._security else {}),
             "process.roles": "broker,controller",
             "node.id": node.number,
             # Voters by setting rather than in the metadata: controller ports may differ the next time.
@@ -283,7 +348,7 @@ class KafkaCluster:
             "listeners": f"{listeners},CONTROLLER://{HOST}:{node.controller_port}",
             "advertised.listeners": advertised,
             "listener.security.protocol.map": protocols,
-            "inter.broker.listener.name": "PLAINTEXT",
+            "inter.broker.listener.name": "CERTIFIED" if self._security else "PLAINTEXT",
             "log.dirs": node.data,
             "auto.create.topics.enable": "false",
             "default.replication.factor": replicas,
@@ -320,13 +385,20 @@ class KafkaCluster:
             node.settings_file.write_text("".join(lines))
             if not (node.data / "meta.properties").exists():
                 cluster = f"--cluster-id={identity.read_text()}"
-                formatting.append(self._run(node, "kafka.tools.StorageTool", "format", cluster, "--config"))
+                command = ["format", cluster, *self._users(), "--config"]
+                formatting.append(self._run(node, "kafka.tools.StorageTool", *command))
                 node.process = formatting[-1]
         for node, process in self._running():
             failed = process.wait()
             node.process = None
             if failed:
                 raise KafkaUnavailable(f"formatting Kafka's storage failed:\n{_tail(node.log_file.read_text())}")
+
+    def _users(self) -> list[str]:
+        if self._security is None:
+            return []
+        users = self._security.passwords.items()
+        return [f"--add-scram=SCRAM-SHA-512=[name={name},password={password}]" for name, password in users]
 
     def _launch(self, node: _Node) -> None:
         node.process = self._run(node, "kafka.Kafka")
@@ -341,7 +413,8 @@ class KafkaCluster:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         running = [node for node, _ in self._running()]
-        while any(_known_brokers(node.port) < len(running) for node in running):
+        tls = self._security.as_broker() if self._security else None
+        while any(_known_brokers(node.certified_port if tls else node.port, tls) < len(running) for node in running):
             self._check_alive()
             if time.monotonic() > deadline:
                 raise KafkaUnavailable(f"Kafka is not ready after {_READY_SECONDS:.0f} s: see the logs in {self._directory}")
@@ -364,12 +437,15 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _known_brokers(port: int) -> int:
+def _known_brokers(port: int, tls: ssl.SSLContext | None) -> int:
     """How many live brokers the one at this port tells its clients about: 0 while it does not answer."""
     metadata_api, version, no_topics = 3, 1, 0
     request = struct.pack(">hhihi", metadata_api, version, 0, -1, no_topics)
     try:
-        with socket.create_connection((HOST, port), timeout=2) as connection:
+        with contextlib.ExitStack() as opened:
+            connection = opened.enter_context(socket.create_connection((HOST, port), timeout=2))
+            if tls:
+                connection = opened.enter_context(tls.wrap_socket(connection, server_hostname=HOST))
             connection.sendall(struct.pack(">i", len(request)) + request)
             _size, _correlation, brokers = struct.unpack(">iii", connection.makefile("rb").read(12))
     except (OSError, struct.error):

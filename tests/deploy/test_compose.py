@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from deploy.kafka.cluster import kafka_version
 from schemas.topics import catalogue
 from seatmark.cli import app
-from seatmark.settings import PREFIX, Settings, load_settings
+from seatmark.settings import Settings, known_variables, load_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -34,7 +34,8 @@ PASSWORDS = {
     "CLICKHOUSE_READER_SHA256": hashlib.sha256(b"d4e5f6").hexdigest(),
 }
 
-_PLACEHOLDER = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
+# With a default that may be a variable itself.
+_PLACEHOLDER = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>(?:[^{}]|\$\{[^}]*\})*))?\}")
 
 
 def filled(value: str, given: Mapping[str, str]) -> str:
@@ -44,7 +45,7 @@ def filled(value: str, given: Mapping[str, str]) -> str:
         if given.get(found["name"]):
             return given[found["name"]]
         if found["kind"] == "-":
-            return str(found["text"])
+            return filled(found["text"], given)
         raise KeyError(found["name"])
 
     return _PLACEHOLDER.sub(one, value)
@@ -84,7 +85,7 @@ def test_all_parts_are_there() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_is_a_setting_and_every_value_is_accepted(name: str) -> None:
     variables = environment(name)
-    assert set(variables) <= {PREFIX + setting.upper() for setting in Settings.model_fields}
+    assert set(variables) <= known_variables()
     load_settings(variables)
 
 
@@ -105,6 +106,8 @@ def test_who_only_reads_signs_in_as_the_reader_and_all_others_as_the_writer() ->
         f"http://{user}@clickhouse:8123/seatmark" for user in ("seatmark_writer:a1b2c3", "seatmark_reader:d4e5f6")
     )
     assert who == {"migrate": writer, "sink": writer, "web": reader}
+    grafana = environment("grafana")
+    assert (grafana["CLICKHOUSE_USER"], grafana["CLICKHOUSE_PASSWORD"]) == ("seatmark_reader", "d4e5f6")
 
 
 def test_clickhouse_knows_these_users_by_their_hashes_from_its_environment() -> None:
@@ -125,13 +128,14 @@ def test_clickhouse_has_the_files_of_deploy_and_makes_no_user_of_its_own() -> No
     assert {inside: (ROOT / outside).exists() for outside, inside, _ in mounts} == {
         "/etc/clickhouse-server/users.d": True,
         "/etc/clickhouse-server/config.d/seatmark.xml": True,
+        "/etc/clickhouse-server/config.d/prometheus.xml": True,
     }
     assert {how for _, _, how in mounts} == {"ro"}
     assert environment("clickhouse")["CLICKHOUSE_SKIP_USER_SETUP"] == "1"
 
 
 def test_no_password_is_in_the_file_and_each_must_be_set() -> None:
-    named = re.findall(r"\$\{(CLICKHOUSE_\w+)(..)", COMPOSE_TEXT)
+    named = re.findall(r"\$\{(CLICKHOUSE_\w+)(:.)", COMPOSE_TEXT)
     assert {name for name, _ in named} == set(PASSWORDS)
     assert {kind for _, kind in named} == {":?"}
     for name in PASSWORDS:
@@ -166,7 +170,7 @@ def test_parts_that_must_agree_on_partitions_and_time_zone_get_them_from_one_pla
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned(name: str) -> None:
-    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+\.\d+[\w.-]*", SERVICES[name]["image"])
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+[\w.-]*", SERVICES[name]["image"])
 
 
 def test_one_service_builds_the_image_and_the_others_come_after_it() -> None:
@@ -256,10 +260,59 @@ def test_workers_can_be_many() -> None:
     assert not {"container_name", "ports", "hostname"} & set(SERVICES["worker"])
 
 
-def test_volumes_that_are_used_are_named() -> None:
-    used = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
-    used = {name for name in used if not name.startswith("./")}
-    assert used == set(COMPOSE["volumes"])
+def test_volumes_that_are_used_are_named_and_files_are_there_and_only_read() -> None:
+    mounts = [volume.split(":") for service in SERVICES.values() for volume in service.get("volumes", [])]
+    assert {source for source, *_ in mounts if not source.startswith(".")} == set(COMPOSE["volumes"])
+    for source, _, *options in (mount for mount in mounts if mount[0].startswith(".")):
+        assert (ROOT / source).exists()
+        assert options == ["ro"]
+
+
+# --- The profile `observe`
+
+
+def test_who_does_not_observe_need_set_nothing_for_it_and_gets_none_of_it() -> None:
+    assert {name for name in SERVICES if "profiles" in SERVICES[name]} == {"prometheus", "grafana"}
+    assert SERVICES["prometheus"]["profiles"] == SERVICES["grafana"]["profiles"] == ["observe"]
+    assert environment("grafana")["GF_SECURITY_ADMIN_PASSWORD"] == ""
+    for name in set(SERVICES) - {"prometheus", "grafana"}:
+        assert not {"prometheus", "grafana"} & set(SERVICES[name].get("depends_on", {}))
+
+
+@pytest.mark.parametrize(("password", "code", "told"), [("", 1, "set GRAFANA_PASSWORD"), ("geheim", 127, "/run.sh")])
+def test_grafana_does_not_start_without_a_password(password: str, code: int, told: str) -> None:
+    """With one it goes on to what the image runs, which is not here."""
+    # Compose makes one dollar of two.
+    script = [part.replace("$$", "$") for part in SERVICES["grafana"]["entrypoint"]]
+    given = {"PATH": "/usr/bin:/bin", "GF_SECURITY_ADMIN_PASSWORD": password}
+    done = subprocess.run(script, env=given, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, told in done.stderr) == (code, True)
+
+
+def test_prometheus_finds_every_part_where_it_serves_its_metrics() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    found = {
+        found["names"][0]: found["port"] for job in config["scrape_configs"] for found in job["dns_sd_configs"]
+    }  # fmt: skip
+    xml = (ROOT / "deploy" / "clickhouse" / "config.d" / "prometheus.xml").read_text()
+    [port] = re.findall(r"<port>(\d+)</port>", xml)
+    ours = {name: load_settings(environment(name)).metrics_port for name in ("worker", "sink", "web")}
+    assert found == ours | {"clickhouse": int(port)}
+    for name in found:
+        assert not any(f":{found[name]}" in published for published in SERVICES[name].get("ports", []))
+
+
+def test_grafana_is_given_what_its_data_sources_ask_for() -> None:
+    given = environment("grafana")
+    sources = (ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "seatmark.yml").read_text()
+    asked = set(re.findall(r": \$(\w+)$", sources, flags=re.M))
+    assert asked == {name for name in given if not name.startswith("GF_")}
+    assert given["PROMETHEUS_URL"] == "http://prometheus:9090"
+    plugin = given["GF_PLUGINS_PREINSTALL_SYNC"].partition("@")
+    assert f"type: {plugin[0]}\n" in sources
+    assert re.fullmatch(r"\d+\.\d+\.\d+", plugin[2])
+    [provided] = re.findall(r"path: ([^}]+)}", (ROOT / "deploy/grafana/provisioning/dashboards/seatmark.yml").read_text())
+    assert f"./deploy/grafana/dashboards:{provided}:ro" in SERVICES["grafana"]["volumes"]
 
 
 # --- Kafka

@@ -156,9 +156,6 @@ def environment(objects: list[Object], pod: Object) -> dict[str, str]:
             assert value in files_of_secrets(pod)
             # Settings look whether it can be read.
             variables[name] = __file__
-    # This goes when the settings for Kafka's security are there.
-    if "kafka_security" not in Settings.model_fields:
-        variables = {name: value for name, value in variables.items() if not name.startswith("SEATMARK_KAFKA_")}
     return variables
 
 
@@ -273,7 +270,7 @@ def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None
         expected = {
             "seatmark-worker": {"metrics": settings.metrics_port},
             "seatmark-sink": {"metrics": settings.metrics_port},
-            "seatmark-web": {"http": settings.web_port},
+            "seatmark-web": {"http": settings.web_port, "metrics": settings.metrics_port},
         }
         assert ports == expected.get(name, {})
     [service] = of_kind(objects, "Service").values()
@@ -286,7 +283,7 @@ def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None
 def test_what_runs_on_is_asked_how_it_is_at_its_own_port(objects: list[Object]) -> None:
     for name in of_kind(objects, "Deployment"):
         only = container(pods(objects)[name])
-        [port] = [port["name"] for port in only["ports"]]
+        port = only["ports"][0]["name"]
         paths = {probe: only[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
         assert paths == {
             "startupProbe": {"path": "/livez", "port": port},
@@ -332,7 +329,8 @@ def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> No
         for port in rule["ports"]
     }
     [monitor] = of_kind(example, "PodMonitor").values()
-    assert named == ports == {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert named == ports
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
 
 
 def test_keda_looks_at_the_workers_backlog_and_starts_no_more_than_there_are_partitions(example: list[Object]) -> None:

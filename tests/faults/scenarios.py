@@ -18,6 +18,7 @@ from pathlib import Path
 from aiokafka import ConsumerRecord
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from processors.brokers import Brokers
 from seatmark.produce import event_ends
 from tests.brokers import admin_client, read_topic
 from tests.faults.checker import Check, checked
@@ -86,7 +87,7 @@ async def play(name: str, seed: int, stack: Stack, directory: Path, *, events: i
 async def settled_and_checked(deployment: Deployment) -> Check:
     """Compare once all is applied and stored; again if a lease ended meanwhile, and so an event came."""
     ends: dict[int, int] = {}
-    while ends != (now := await event_ends(deployment.stack.kafka.bootstrap, deployment.prefix, PARTITIONS)):
+    while ends != (now := await event_ends(Brokers(deployment.stack.kafka.bootstrap), deployment.prefix, PARTITIONS)):
         ends = now
         await deployment.caught_up()
         check = await checked(deployment)

@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors.agents import Topics
 from processors.app import worker_group
+from processors.brokers import Brokers
 from processors.partitions import partition_of
 from seatmark.produce import event_ends, group_is_stable, group_members, wait_until_stored, worker_applied
 from seatmark.settings import Settings, load_settings
@@ -373,7 +374,9 @@ class Deployment:
         """Make topics, each record on every broker, and tables."""
         self.directory.mkdir(parents=True, exist_ok=True)
         replication = len(self.stack.brokers)
-        await ensure_topics(self.stack.kafka.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=replication)
+        await ensure_topics(
+            Brokers(self.stack.kafka.bootstrap), prefix=self.prefix, partitions=PARTITIONS, replication=replication
+        )
         await asyncio.to_thread(migrate, self.stack.clickhouse.dsn(self.database), "UTC")
 
     def add(self, role: Literal["worker", "sink"], plan: Iterable[str] = ()) -> Part:
@@ -399,14 +402,16 @@ class Deployment:
         """Wait until so many workers have their partitions."""
         bootstrap, group = self.stack.kafka.bootstrap, worker_group(self.prefix)
         async with asyncio.timeout(WAIT_SECONDS):
-            while not (await group_is_stable(bootstrap, group) and await group_members(bootstrap, group) == count):
+            while not (
+                await group_is_stable(Brokers(bootstrap), group) and await group_members(Brokers(bootstrap), group) == count
+            ):
                 await asyncio.sleep(0.2)
 
     async def applied(self) -> None:
         """Wait until the workers have applied what is on the topic now."""
         bootstrap = self.stack.kafka.bootstrap
-        ends = await event_ends(bootstrap, self.prefix, PARTITIONS)
-        await worker_applied(ends, brokers=bootstrap, prefix=self.prefix, seconds=WAIT_SECONDS)
+        ends = await event_ends(Brokers(bootstrap), self.prefix, PARTITIONS)
+        await worker_applied(ends, brokers=Brokers(bootstrap), prefix=self.prefix, seconds=WAIT_SECONDS)
 
     async def replicated(self) -> None:
         """Wait until each record of our topics is on every broker."""
@@ -429,10 +434,10 @@ class Deployment:
         """Wait until all that is on the topic is applied, and what came of it stored; also what the workers add meanwhile."""
         bootstrap = self.stack.kafka.bootstrap
         ends: dict[int, int] = {}
-        while ends != (now := await event_ends(bootstrap, self.prefix, PARTITIONS)):
+        while ends != (now := await event_ends(Brokers(bootstrap), self.prefix, PARTITIONS)):
             ends = now
             await wait_until_stored(
-                ends, brokers=bootstrap, prefix=self.prefix, timeout=WAIT_SECONDS, on_progress=lambda left: None
+                ends, brokers=Brokers(bootstrap), prefix=self.prefix, timeout=WAIT_SECONDS, on_progress=lambda left: None
             )
 
     async def stop(self) -> None:

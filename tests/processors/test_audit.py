@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from processors.audit import Auditor, Findings
 from tests.miniature import HOUR, Miniature
@@ -80,7 +81,10 @@ def tampered(stack: Miniature, table: str, change: str, entitlement: str) -> Non
 
 def test_a_wrong_day_is_found(stack: Miniature) -> None:
     tampered(stack, "days", "`max` = 3 WHERE day = '2026-03-20'", filled(stack))
+    before = REGISTRY.get_sample_value("seatmark_audit_seconds_count") or 0
     assert differences(audit(stack)) == [("day", "max", "3", "2")]
+    assert REGISTRY.get_sample_value("seatmark_audit_differences") == 1
+    assert REGISTRY.get_sample_value("seatmark_audit_seconds_count") == before + 1
 
 
 def test_a_wrong_live_level_is_found(stack: Miniature) -> None:

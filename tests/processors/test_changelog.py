@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from processors.brokers import Brokers
 from processors.changelog import Changelog, Fenced, FencedChangelog, PlainChangelog, StateTooLarge
 from processors.codec import OWNER_KEY
 from tests.brokers import create_topic, read_topic
@@ -35,7 +36,7 @@ async def topic(kafka: Any) -> str:
 
 
 async def test_the_one_before_cannot_write_any_more(kafka: Any, topic: str) -> None:
-    before, after = FencedChangelog(kafka.bootstrap, topic), FencedChangelog(kafka.bootstrap, topic)
+    before, after = FencedChangelog(Brokers(kafka.bootstrap), topic), FencedChangelog(Brokers(kafka.bootstrap), topic)
     try:
         await before.take_over([0, 1])
         await before.write(0, [(b"a", b"before"), (b"b", b"before")])
@@ -55,7 +56,7 @@ async def test_the_one_before_cannot_write_any_more(kafka: Any, topic: str) -> N
 
 async def test_what_was_under_way_when_another_took_over_is_not_there(kafka: Any, topic: str) -> None:
     """A worker that is frozen between its batch and the end of the transaction."""
-    before, after = FencedChangelog(kafka.bootstrap, topic), FencedChangelog(kafka.bootstrap, topic)
+    before, after = FencedChangelog(Brokers(kafka.bootstrap), topic), FencedChangelog(Brokers(kafka.bootstrap), topic)
     try:
         await before.take_over([0])
         await before.write(0, [(b"a", b"1")])
@@ -73,7 +74,7 @@ async def test_what_was_under_way_when_another_took_over_is_not_there(kafka: Any
 
 async def test_after_it_was_taken_over_a_partition_ends_with_a_record(kafka: Any, topic: str) -> None:
     """Recovery ends with the record before the end; the marker of a transaction would never come."""
-    changelog = FencedChangelog(kafka.bootstrap, topic)
+    changelog = FencedChangelog(Brokers(kafka.bootstrap), topic)
     place = TopicPartition(topic, 0)
     try:
         await changelog.take_over([0])
@@ -94,7 +95,7 @@ async def test_state_that_is_too_large_for_one_batch_is_not_written_in_two(
     kind: Any, kafka: Any, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("processors.changelog.MAX_STATE_BATCH_BYTES", 1000)
-    changelog: Changelog = kind(kafka.bootstrap, topic)
+    changelog: Changelog = kind(Brokers(kafka.bootstrap), topic)
     try:
         await changelog.take_over([0])
         with pytest.raises(StateTooLarge, match=r"partition 0 is larger than one batch may be \(1000 bytes\)"):

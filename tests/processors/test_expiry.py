@@ -12,11 +12,13 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, NotLeaderForPartitionError
+from prometheus_client import REGISTRY
 
 from deploy.kafka.cluster import free_ports
 from processors import expiry as module
 from processors.agents import fold_chunk
 from processors.app import run_worker
+from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from processors.expiry import KafkaEventLog, LeaseExpiry
 from processors.leases import LeasePolicy
@@ -107,6 +109,30 @@ async def test_a_lease_has_run_out_when_the_grace_is_over(log: Log) -> None:
     await expiry.round()
     assert log.records[0][-1]["time"] == iso_ms("11:01")
     assert log.expiries() == ["a"]
+
+
+async def test_how_long_a_lease_has_been_due_is_told_until_it_is_released(log: Log) -> None:
+    expiry = expiry_of(log)
+
+    def due() -> float | None:
+        return REGISTRY.get_sample_value("seatmark_leases_due_seconds")
+
+    log.send(activated("a", "10:00", lease="11:00"), activated("b", "10:00", lease="11:02"))
+    log.apply()
+    log.now = ms("11:00")
+    await expiry.round()
+    assert due() == 0
+    # It waits for a refresh that may be in the log.
+    log.send(activated("c", "10:30"))
+    log.now = ms("11:04")
+    await expiry.round()
+    assert due() == 180
+    log.apply()
+    await expiry.round()
+    assert due() == 180
+    await expiry.round()
+    assert due() == 0
+    assert log.expiries() == ["a", "b"]
 
 
 def iso_ms(at: str) -> str:
@@ -304,10 +330,12 @@ async def test_what_brokers_refuse_is_tried_again_and_told(
         produced.set()
 
     log.on_append = fail_at_first
+    before = REGISTRY.get_sample_value("seatmark_lease_failures_total") or 0
     running = asyncio.ensure_future(expiry.run())
     await asyncio.wait_for(produced.wait(), 10)
     running.cancel()
     assert log.expiries() == ["a"]
+    assert REGISTRY.get_sample_value("seatmark_lease_failures_total") == before + 2
     assert "no broker" in caplog.text
     assert "too slow" in caplog.text
 
@@ -332,7 +360,7 @@ async def test_an_error_of_ours_is_not_swallowed(log: Log) -> None:
 @asynccontextmanager
 async def event_log(bootstrap: str, *, read_committed: bool = False) -> AsyncIterator[tuple[KafkaEventLog, str]]:
     topic = await create_topic(bootstrap, "events", partitions=4)
-    async with KafkaEventLog(bootstrap, topic, read_committed=read_committed) as log:
+    async with KafkaEventLog(Brokers(bootstrap), topic, read_committed=read_committed) as log:
         yield log, topic
 
 
@@ -390,7 +418,7 @@ async def test_a_transaction_that_goes_on_or_was_aborted_is_not_waited_for(kafka
 async def test_without_brokers_it_is_an_error_of_kafka() -> None:
     [port] = free_ports(1)
     with pytest.raises(KafkaConnectionError):
-        await KafkaEventLog(f"127.0.0.1:{port}", "events", read_committed=False).ends({0: 0})
+        await KafkaEventLog(Brokers(f"127.0.0.1:{port}"), "events", read_committed=False).ends({0: 0})
 
 
 # --- The running worker
@@ -445,7 +473,7 @@ class Expiries:
     async def applied(self) -> None:
         """Wait until the worker has applied all that were found."""
         ends = {partition: offset + 1 for partition, offset, _ in sorted(self.found, key=lambda found: found[:2])}
-        await worker_applied(ends, brokers=self._deployment.bootstrap, prefix=self._deployment.prefix, seconds=60)
+        await worker_applied(ends, brokers=Brokers(self._deployment.bootstrap), prefix=self._deployment.prefix, seconds=60)
 
     def seats(self) -> list[str]:
         return [document["data"]["seat_id"] for _, _, document in self.found]

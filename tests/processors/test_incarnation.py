@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors import incarnation
+from processors.brokers import Brokers
 from processors.incarnation import IncarnationUnknown, TopicChanged, TopicWatch, topic_incarnation
 from seatmark.tansu import Tansu
 from tests.brokers import admin_client, create_topic, create_topic_named, delete_topic
@@ -21,22 +22,22 @@ from tests.brokers import admin_client, create_topic, create_topic_named, delete
 
 async def test_is_the_same_at_every_call(broker: Tansu | KafkaCluster) -> None:
     topic = await create_topic(broker.bootstrap, "incarnation", partitions=3)
-    first = await topic_incarnation(broker.bootstrap, topic)
+    first = await topic_incarnation(Brokers(broker.bootstrap), topic)
     assert UUID(first).int != 0
-    assert [await topic_incarnation(broker.bootstrap, topic) for _ in range(3)] == [first] * 3
+    assert [await topic_incarnation(Brokers(broker.bootstrap), topic) for _ in range(3)] == [first] * 3
 
 
 async def test_differs_between_topics(broker: Tansu | KafkaCluster) -> None:
     topics = [await create_topic(broker.bootstrap, "incarnation") for _ in range(3)]
-    assert len({await topic_incarnation(broker.bootstrap, topic) for topic in topics}) == 3
+    assert len({await topic_incarnation(Brokers(broker.bootstrap), topic) for topic in topics}) == 3
 
 
 async def test_is_another_one_after_the_topic_was_created_again(broker: Tansu | KafkaCluster) -> None:
     topic = await create_topic(broker.bootstrap, "incarnation")
-    before = await topic_incarnation(broker.bootstrap, topic)
+    before = await topic_incarnation(Brokers(broker.bootstrap), topic)
     await delete_topic(broker.bootstrap, topic)
     await create_topic_named(broker.bootstrap, topic)
-    assert await topic_incarnation(broker.bootstrap, topic) != before
+    assert await topic_incarnation(Brokers(broker.bootstrap), topic) != before
 
 
 async def test_is_another_one_after_the_embedded_broker_was_restarted() -> None:
@@ -45,19 +46,19 @@ async def test_is_another_one_after_the_embedded_broker_was_restarted() -> None:
     for _ in range(2):
         with Tansu(free_ports(1)[0]) as tansu:
             await create_topic_named(tansu.bootstrap, "entitlement-events")
-            incarnations.add(await topic_incarnation(tansu.bootstrap, "entitlement-events"))
+            incarnations.add(await topic_incarnation(Brokers(tansu.bootstrap), "entitlement-events"))
     assert len(incarnations) == 2
 
 
 async def test_a_missing_topic_is_an_error_and_is_not_created(broker: Tansu | KafkaCluster) -> None:
     for _ in range(2):
         with pytest.raises(UnknownTopicOrPartitionError):
-            await topic_incarnation(broker.bootstrap, "never-created", wait_seconds=0)
+            await topic_incarnation(Brokers(broker.bootstrap), "never-created", wait_seconds=0)
 
 
 async def test_no_broker_is_an_error() -> None:
     with pytest.raises(KafkaConnectionError):
-        await topic_incarnation(f"127.0.0.1:{free_ports(1)[0]}", "any")
+        await topic_incarnation(Brokers(f"127.0.0.1:{free_ports(1)[0]}"), "any")
 
 
 async def test_a_broker_that_is_too_old_is_an_error(tansu: Tansu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,13 +66,13 @@ async def test_a_broker_that_is_too_old_is_an_error(tansu: Tansu, monkeypatch: p
     # As if the oldest version we can ask in were one that this broker does not know.
     monkeypatch.setattr("processors.incarnation._MetadataRequestV12.API_VERSION", 99)
     with pytest.raises(IncarnationUnknown):
-        await topic_incarnation(tansu.bootstrap, topic)
+        await topic_incarnation(Brokers(tansu.bootstrap), topic)
 
 
 @asynccontextmanager
 async def watching(bootstrap: str, *topics: str) -> AsyncIterator[TopicWatch]:
     """A watch that has begun."""
-    watch = TopicWatch(bootstrap, topics)
+    watch = TopicWatch(Brokers(bootstrap), topics)
     try:
         await watch.begin()
         yield watch
@@ -83,7 +84,7 @@ async def test_a_watch_is_quiet_while_topics_are_what_they_were(broker: Tansu | 
     topics = [await create_topic(broker.bootstrap, "watched", partitions=3) for _ in range(2)]
     async with watching(broker.bootstrap, *topics) as watch:
         assert [watch.incarnation(topic) for topic in topics] == [
-            await topic_incarnation(broker.bootstrap, topic) for topic in topics
+            await topic_incarnation(Brokers(broker.bootstrap), topic) for topic in topics
         ]
         await watch.check()
         await asyncio.gather(watch.check(), watch.check())
@@ -100,7 +101,7 @@ async def test_a_watch_tells_of_a_topic_that_was_created_again(broker: Tansu | K
         await create_topic_named(broker.bootstrap, topics[1])
         with pytest.raises(TopicChanged) as changed:
             await asyncio.wait_for(running, 30)
-    now = await topic_incarnation(broker.bootstrap, topics[1])
+    now = await topic_incarnation(Brokers(broker.bootstrap), topics[1])
     for part in (topics[1], before, now, "seatmark rebuild"):
         assert part in str(changed.value)
     assert topics[0] not in str(changed.value)

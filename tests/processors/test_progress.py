@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
+from prometheus_client import REGISTRY
 
+from processors.brokers import AccessRefused, Brokers
 from processors.health import Check, Health
-from processors.progress import Log, Monitor, Observation, Standstill
+from processors.progress import Behind, Log, Monitor, Observation, Standstill, Unstored
 from seatmark.tansu import Tansu
 from tests.brokers import admin_client, create_topic
 
@@ -39,13 +42,18 @@ class ToldLog:
 
     def __init__(self) -> None:
         self.ends: dict[TopicPartition, int] = {}
-        self.away = False
+        self.came_at: int | None = None
+        self.away: bool | Exception = False
         self.closed = 0
 
-    async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    async def behind(self, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, Behind]:
         if self.away:
-            raise TimeoutError
-        return {place: end - next_offsets[place] for place, end in self.ends.items() if end > next_offsets.get(place, end)}
+            raise self.away if isinstance(self.away, Exception) else TimeoutError
+        return {
+            place: Behind(end - next_offsets[place], self.came_at)
+            for place, end in self.ends.items()
+            if end > next_offsets.get(place, end)
+        }
 
     async def close(self) -> None:
         self.closed += 1
@@ -131,6 +139,20 @@ async def test_one_partition_that_stands_is_seen_beside_another_that_moves(watch
     assert "events[1]" in watched.ended[0]
 
 
+async def test_brokers_that_never_let_us_in_end_it_and_those_that_did_once_are_asked_again(watched: Watched) -> None:
+    refused = AccessRefused("the Kafka broker k:9093 cannot be used: it refuses who we say that we are")
+    watched.log.away = refused
+    with pytest.raises(AccessRefused):
+        await watched.later(0)
+    watched.log.away = False
+    assert (await watched.later(0))["brokers"].ok
+    watched.log.away = refused
+    brokers = (await watched.later(10 * STUCK_AFTER))["brokers"]
+    assert not brokers.ok
+    assert str(refused) in brokers.why
+    assert watched.ended == []
+
+
 async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: Watched) -> None:
     watched.log.ends = {FIRST: 1000}
     await watched.later(0)
@@ -139,7 +161,10 @@ async def test_brokers_that_are_away_make_it_unready_and_never_end_it(watched: W
     checks = await watched.later(90)
     assert checks == {
         "assigned": Check(True, "partitions [0, 1]"),
-        "brokers": Check(False, "do not answer (TimeoutError); SEATMARK_BROKERS says where they are"),
+        "brokers": Check(
+            False,
+            "do not answer (TimeoutError); SEATMARK_BROKERS says where they are, SEATMARK_KAFKA_SECURITY what they expect",
+        ),
     }
     # The next question goes over connections that are made anew.
     assert watched.log.closed == 1
@@ -208,17 +233,21 @@ async def test_it_says_that_the_loop_turns_until_it_is_stopped(watched: Watched)
 
 @asynccontextmanager
 async def asked(broker: Any) -> AsyncIterator[Log]:
-    log = Log(broker.bootstrap, read_committed=not isinstance(broker, Tansu))
+    log = Log(Brokers(broker.bootstrap), read_committed=not isinstance(broker, Tansu))
     try:
         yield log
     finally:
         await log.close()
 
 
+async def records_behind(log: Log, next_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    return {place: behind.records for place, behind in (await log.behind(next_offsets)).items()}
+
+
 async def says(log: Log, next_offsets: Mapping[TopicPartition, int], behind: Mapping[TopicPartition, int]) -> None:
     """Wait until it does: the markers of a transaction follow its commit."""
     async with asyncio.timeout(60):
-        while await log.behind(next_offsets) != behind:
+        while await records_behind(log, next_offsets) != behind:
             await asyncio.sleep(0.01)
 
 
@@ -231,9 +260,118 @@ async def test_how_far_behind(broker: Any) -> None:
         async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap, acks="all") as producer:
             for _ in range(3):
                 await producer.send_and_wait(topic, b"x", partition=0)
-        assert await log.behind({first: 0, second: 0}) == {first: 3}
-        assert await log.behind({first: 2, second: 0}) == {first: 1}
+        assert await records_behind(log, {first: 0, second: 0}) == {first: 3}
+        assert await records_behind(log, {first: 2, second: 0}) == {first: 1}
         assert await log.behind({first: 3, second: 0}) == {}
+
+
+async def test_how_old_what_is_not_done_is(broker: Any) -> None:
+    """Of a partition that stands, exactly; of those that move one is looked into at a time, the one that waited longest."""
+    topic = await create_topic(broker.bootstrap, "age", partitions=2)
+    first, second = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    async with asked(broker) as log:
+        async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap, acks="all") as producer:
+            for place in (first, second):
+                for number in range(6):
+                    await producer.send_and_wait(topic, b"x", partition=place.partition, timestamp_ms=1000 * number + 1)
+        found = await log.behind({first: 0, second: 0})
+        assert sorted(behind.came_at or 0 for behind in found.values()) == [0, 1]
+        found = await log.behind({first: 1, second: 1})
+        assert sorted(behind.came_at or 0 for behind in found.values()) == [1, 1001]
+        # The one that was looked into first has waited longest now. The other one's record is the last that was looked at.
+        found = await log.behind({first: 2, second: 2})
+        assert sorted(behind.came_at or 0 for behind in found.values()) == [1001, 2001]
+        # They stand.
+        assert await log.behind({first: 2, second: 2}) == {first: Behind(4, 2001), second: Behind(4, 2001)}
+        assert await log.behind({first: 6, second: 2}) == {second: Behind(4, 2001)}
+
+
+def gauge(name: str, **labels: str) -> float | None:
+    """What a metric says; None: it has no such labels."""
+    return REGISTRY.get_sample_value(name, labels)
+
+
+async def test_the_lag_is_in_the_metrics_by_partition_in_records_and_seconds(watched: Watched) -> None:
+    one, other = ({"topic": "events", "partition": number} for number in "01")
+    watched.log.ends, watched.log.came_at = {FIRST: 1000}, int(time.time() * 1000) - 3600_000
+    watched.at(10)
+    await watched.later(0)
+    assert gauge("seatmark_lag_records", **one) == 990
+    assert gauge("seatmark_lag_records", **other) == 0
+    age = gauge("seatmark_lag_seconds", **one)
+    assert age is not None
+    assert age >= 3600
+    assert gauge("seatmark_lag_seconds", **other) == 0
+    assert gauge("seatmark_check_ok", check="brokers") == 1
+    # While the brokers are away it only grows older.
+    watched.log.away = True
+    await watched.later(2)
+    assert (gauge("seatmark_lag_seconds", **one) or 0) > age
+    assert gauge("seatmark_check_ok", check="brokers") == 0
+    assert gauge("seatmark_check_ok", check="progressing") is None
+    watched.log.away = False
+    watched.at(1000)
+    await watched.later(2)
+    assert (gauge("seatmark_lag_records", **one), gauge("seatmark_lag_seconds", **one)) == (0, 0)
+    # A partition that moved away is not told any more.
+    watched.says(Observation({}, next_offsets={SECOND: 0}))
+    await watched.later(2)
+    assert (gauge("seatmark_lag_records", **one), gauge("seatmark_lag_seconds", **one)) == (None, None)
+
+
+@pytest.mark.kafka
+async def test_what_no_sink_has_stored_grows_old_whether_there_is_a_sink_or_not(kafka: Any) -> None:
+    topic = await create_topic(kafka.bootstrap, "unstored", partitions=2)
+    unstored = Unstored(Brokers(kafka.bootstrap), topic, f"{topic}-sinks")
+    hour_ago = int(time.time() * 1000) - 3600_000
+
+    async def until(fits: Callable[[float | None, float | None], bool]) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                await unstored.look()
+                if fits(*(gauge("seatmark_unstored_seconds", partition=number) for number in "01")):
+                    return
+
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all") as producer:
+        await producer.send_and_wait(topic, b"x", partition=0, timestamp_ms=hour_ago)
+    # Without partitions nothing is said.
+    await until(lambda first, second: (first, second) == (None, None))
+    unstored.partitions = lambda: [0, 1]
+    await until(lambda first, second: (first or 0) >= 3600 and second == 0)
+    sink = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=f"{topic}-sinks", enable_auto_commit=False)
+    sink.assign([TopicPartition(topic, 0)])
+    await sink.start()
+    await sink.commit({TopicPartition(topic, 0): 1})
+    await sink.stop()
+    await until(lambda first, second: (first, second) == (0, 0))
+    unstored.partitions = lambda: [1]
+    await until(lambda first, second: (first, second) == (None, 0))
+    unstored.partitions = tuple
+    await until(lambda first, second: (first, second) == (None, None))
+    stop = asyncio.Event()
+    stop.set()
+    # Which closes its connections.
+    await unstored.run(stop)
+
+
+async def test_while_brokers_are_away_what_is_not_stored_grows_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    unstored = Unstored(Brokers("127.0.0.1:1"), "activity", "sinks")
+    unstored.partitions = lambda: [7]
+    minute_ago = int(time.time() * 1000) - 60_000
+
+    async def answered() -> dict[int, int | None]:
+        return {7: minute_ago}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unstored, "_ask", answered)
+        await unstored.look()
+    before = gauge("seatmark_unstored_seconds", partition="7")
+    await unstored.look()
+    after = gauge("seatmark_unstored_seconds", partition="7")
+    assert before is not None
+    assert after is not None
+    assert after > before >= 60
+    unstored.partitions = tuple
 
 
 @pytest.mark.kafka
@@ -267,14 +405,14 @@ async def test_records_that_were_deleted_are_nothing_to_do(kafka: Any) -> None:
     async with admin_client(kafka.bootstrap) as admin:
         await admin.delete_records({place: RecordsToDelete(before_offset=4)})
     async with asked(kafka) as log:
-        assert await log.behind({place: 1}) == {place: 1}
+        assert await records_behind(log, {place: 1}) == {place: 1}
         async with admin_client(kafka.bootstrap) as admin:
             await admin.delete_records({place: RecordsToDelete(before_offset=5)})
         assert await log.behind({place: 1}) == {}
 
 
 async def test_nobody_there() -> None:
-    log = Log("127.0.0.1:1", read_committed=False)
+    log = Log(Brokers("127.0.0.1:1"), read_committed=False)
     with pytest.raises(Exception, match="Unable to bootstrap"):
         await log.behind({})
     await log.close()

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from processors.audit import Auditor
 from processors.domain.ledger import position_of
@@ -130,6 +131,26 @@ def test_a_seat_that_is_still_held_is_opened_by_a_correction(stack: Miniature) -
     corrections = [orjson.loads(record.value) for record in stack.log if RESTATE_SOURCE.encode() in record.value]
     assert [len(correction["data"].get("holds", [])) for correction in corrections] == [1, 0]
     assert corrections[0]["data"]["holds"] == [{"seat_id": "b", "quantity": 1, "changed_at": "2026-03-24T10:00:00.000Z"}]
+
+
+def test_a_level_that_the_raw_log_does_not_explain_is_left_alone_and_told(
+    stack: Miniature, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A correction that is computed from a wrong idea of the present could make a right level wrong."""
+    documents = own([limited("20T00:00", 1), activated("a", "25T09:00"), activated("b", "24T10:00")])
+    stack.arrive(documents)
+    stack.work()
+    stack.sink()
+    stack.client.command(
+        "ALTER TABLE elements UPDATE level = 7 WHERE entitlement = {e:String} SETTINGS mutations_sync = 2",
+        parameters={"e": documents[0]["subject"]},
+    )
+    before = REGISTRY.get_sample_value("seatmark_restate_unexplained_total") or 0
+    assert stack.restate().differing == 0
+    assert REGISTRY.get_sample_value("seatmark_restate_unexplained_total") == before + 1
+    [told] = caplog.records
+    assert (told.entitlement, told.element) == (documents[0]["subject"], "seats")  # type: ignore[attr-defined]
+    assert "seats is 7, and its raw log gives 1" in told.message
 
 
 def test_equal_levels_can_hide_different_holds(stack: Miniature) -> None:

@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 
 from deploy.kafka.cluster import KafkaCluster
 from processors import sink as sink_module
+from processors.brokers import Brokers
 from processors.sink import ACTIVITY, ALERTS, DAYS, Sink, SinkStopped
 from schemas.activity import (
     HEADER_FIRST_OFFSET,
@@ -103,7 +104,7 @@ class Deployment:
         self.ends: dict[tuple[str, int], int] = {}
 
     async def create(self) -> None:
-        await ensure_topics(self.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=1)
+        await ensure_topics(Brokers(self.bootstrap), prefix=self.prefix, partitions=PARTITIONS, replication=1)
         self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all")
         await self._producer.start()
 
@@ -122,7 +123,7 @@ class Deployment:
 
     def sink(self, kind: type[Sink] = Sink, **changes: Any) -> Sink:
         settings: dict[str, Any] = {
-            "brokers": self.bootstrap, "topic_prefix": self.prefix, "client_factory": lambda: connect(self.dsn),
+            "brokers": Brokers(self.bootstrap), "topic_prefix": self.prefix, "client_factory": lambda: connect(self.dsn),
             "flush_seconds": 0.02, "alone": True,
         }  # fmt: skip
         return kind(**settings | changes)

@@ -17,6 +17,7 @@ from processors import agents, app
 from processors.agents import ChunkFailed, Topics
 from processors.app import WorkerConfig, run_worker, worker_group
 from processors.batching import ChunkConsumer
+from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import alert_of
@@ -51,7 +52,7 @@ class Deployment:
         self.sent: dict[int, list[tuple[int, bytes, bytes]]] = defaultdict(list)
 
     async def create(self) -> None:
-        await ensure_topics(self.bootstrap, prefix=self.prefix, partitions=PARTITIONS, replication=1)
+        await ensure_topics(Brokers(self.bootstrap), prefix=self.prefix, partitions=PARTITIONS, replication=1)
 
     async def send(
         self, records: list[tuple[bytes | None, bytes | None]], headers: Any = None, partition: int | None = None
@@ -72,7 +73,7 @@ class Deployment:
     async def applied(self) -> None:
         """Wait until the worker has applied all that was sent."""
         ends = {partition: max(offset for offset, _, _ in sent) + 1 for partition, sent in self.sent.items()}
-        await worker_applied(ends, brokers=self.bootstrap, prefix=self.prefix, seconds=60)
+        await worker_applied(ends, brokers=Brokers(self.bootstrap), prefix=self.prefix, seconds=60)
 
     async def read(self, topic: str) -> list[ConsumerRecord]:
         """All records of a topic, in order within each partition."""
@@ -262,7 +263,7 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
 
     monkeypatch.setattr(agents, "fold_chunk", fail)
     config = WorkerConfig(
-        brokers=deployment.bootstrap, topic_prefix=deployment.prefix, partitions=PARTITIONS, fencing=False,
+        brokers=Brokers(deployment.bootstrap), topic_prefix=deployment.prefix, partitions=PARTITIONS, fencing=False,
         timezone="UTC", late_after_ms=HOUR, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=6000,
         rebalance_timeout_ms=2000,
         dead_letter_limit=NO_LIMIT,
@@ -302,7 +303,7 @@ async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applie
         return offsets
 
     @asynccontextmanager
-    async def output_producer_late(brokers: str) -> AsyncIterator[Any]:
+    async def output_producer_late(brokers: Brokers) -> AsyncIterator[Any]:
         await recovered.wait()
         async with output_producer(brokers) as producer:
             yield producer

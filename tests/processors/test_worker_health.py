@@ -14,6 +14,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
+from processors.brokers import Brokers
 from processors.health import EXIT_STUCK
 from schemas.days import Settled, encode_day
 from seatmark.chdb_http import ChdbHttp
@@ -214,7 +215,7 @@ async def test_a_worker_that_waits_for_brokers_can_be_stopped(told: Told, tmp_pa
 async def test_a_worker_without_partitions_is_ready(kafka: Any, tmp_path: Path) -> None:
     """It stands by for the one that has them."""
     settings = settings_of(kafka.bootstrap, f"t{uuid.uuid4().hex[:8]}-", 1)
-    await ensure_topics(kafka.bootstrap, prefix=settings["SEATMARK_TOPIC_PREFIX"], partitions=1, replication=1)
+    await ensure_topics(Brokers(kafka.bootstrap), prefix=settings["SEATMARK_TOPIC_PREFIX"], partitions=1, replication=1)
     first, second = Told(), Told()
     with running_worker(settings | first.settings, tmp_path / "first.log") as one:
         await first.ready(one)

@@ -11,15 +11,16 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from processors.brokers import Brokers
 from processors.changelog import Fenced, FencedChangelog
 from processors.codec import OWNER_KEY, STATE_VERSION, Cursor, encode_cursor
 from processors.incarnation import topic_incarnation
 from schemas.activity import decode_activity
 from schemas.events import format_time
 from seatmark.chdb_http import ChdbHttp
-from seatmark.produce import event_ends, wait_until_stored
+from seatmark.produce import event_ends, sink_group, wait_until_stored
 from seatmark.topics import ensure_topics
-from tests.brokers import admin_client, create_topic_named, delete_topic
+from tests.brokers import admin_client, commit_ends, create_topic_named, delete_topic
 from tests.processors.test_changelog import forget_failed_futures
 from tests.processors.test_worker import PARTITIONS, Deployment, assert_outputs, now_ms, some_events
 from tests.worker_process import running, running_worker
@@ -49,11 +50,11 @@ async def deployed(broker: Any, tmp_path: Path) -> Deployment:
 
 async def make_anew(deployment: Deployment, topic: str) -> None:
     """Delete a topic and create it again, as the catalogue says."""
-    before = await topic_incarnation(deployment.bootstrap, topic)
+    before = await topic_incarnation(Brokers(deployment.bootstrap), topic)
     await delete_topic(deployment.bootstrap, topic)
     while True:
-        await ensure_topics(deployment.bootstrap, prefix=deployment.prefix, partitions=PARTITIONS, replication=1)
-        if await topic_incarnation(deployment.bootstrap, topic) != before:
+        await ensure_topics(Brokers(deployment.bootstrap), prefix=deployment.prefix, partitions=PARTITIONS, replication=1)
+        if await topic_incarnation(Brokers(deployment.bootstrap), topic) != before:
             return
 
 
@@ -131,8 +132,8 @@ async def test_what_a_worker_says_to_do_about_a_topic_that_was_made_anew_puts_it
     await asyncio.to_thread(migrate, dsn, "UTC")
 
     async def stored() -> None:
-        ends = await event_ends(on_kafka.bootstrap, on_kafka.prefix, PARTITIONS)
-        where = {"brokers": on_kafka.bootstrap, "prefix": on_kafka.prefix}
+        ends = await event_ends(Brokers(on_kafka.bootstrap), on_kafka.prefix, PARTITIONS)
+        where = {"brokers": Brokers(on_kafka.bootstrap), "prefix": on_kafka.prefix}
         await wait_until_stored(ends, **where, timeout=60, on_progress=lambda left: None)
 
     await on_kafka.send([(FOOBAR, seat(FOOBAR, number)) for number in range(3)])
@@ -141,8 +142,11 @@ async def test_what_a_worker_says_to_do_about_a_topic_that_was_made_anew_puts_it
             await stored()
             await make_anew(on_kafka, on_kafka.topics.events)
             assert worker.wait(60) == 1
+        with running("forget", on_kafka.settings, tmp_path / "forget.log", "--user", "ann", "--yes") as forget:
+            assert forget.wait(60) == 1
+        assert "a sink is running" in forget.log.read_text()
         # As a worker that is frozen, and so has left the group.
-        frozen = FencedChangelog(on_kafka.bootstrap, on_kafka.topics.changelog)
+        frozen = FencedChangelog(Brokers(on_kafka.bootstrap), on_kafka.topics.changelog)
         await frozen.take_over(range(PARTITIONS))
         with running("rebuild", on_kafka.settings, tmp_path / "rebuild.log", "--yes") as rebuild:
             assert rebuild.wait(60) == 0, rebuild.log.read_text()
@@ -179,8 +183,13 @@ async def test_a_changelog_that_is_made_anew_ends_a_running_worker_and_is_refuse
 
 
 @pytest.mark.kafka
-async def test_an_emptied_changelog_is_refused_and_a_rebuilt_one_begins_the_topic_again(on_kafka: Deployment) -> None:
-    """Whatever is committed: what comes is of a new epoch, and nothing of it counts as applied."""
+async def test_an_emptied_changelog_is_refused_and_a_rebuilt_one_begins_the_topic_again(
+    on_kafka: Deployment, chdb_http: ChdbHttp, tmp_path: Path
+) -> None:
+    """Rebuilt from an empty raw log. Whatever is committed: what comes is of a new epoch, and none of it counts as applied."""
+    dsn = chdb_http.dsn(f"empty_{uuid.uuid4().hex}")
+    on_kafka.settings["SEATMARK_CLICKHOUSE_DSN"] = dsn
+    await asyncio.to_thread(migrate, dsn, "UTC")
     topics = on_kafka.topics
     await on_kafka.send([(FOOBAR, seat(FOOBAR, number)) for number in range(3)])
     with running_worker(on_kafka.settings, on_kafka.log):
@@ -193,10 +202,12 @@ async def test_an_emptied_changelog_is_refused_and_a_rebuilt_one_begins_the_topi
         assert worker.wait(60) == 1
     assert "partition 0 has no state, although its events were applied up to offset 2" in on_kafka.log.read_text()
 
-    async with AIOKafkaProducer(bootstrap_servers=on_kafka.bootstrap, acks="all") as producer:
-        for partition in range(PARTITIONS):
-            key, value = encode_cursor(Cursor(STATE_VERSION, "", 1, -1, "UTC"))
-            await producer.send_and_wait(topics.changelog, value, key=key, partition=partition)
+    # What was put out is not stored, and will not be: a sink that has it behind it says so.
+    await commit_ends(
+        on_kafka.bootstrap, sink_group(on_kafka.prefix), [topics.activity, topics.days, topics.alerts], PARTITIONS
+    )
+    with running("rebuild", on_kafka.settings, tmp_path / "rebuild.log", "--yes") as rebuild:
+        assert rebuild.wait(60) == 0, rebuild.log.read_text()
     await on_kafka.send([(FOOBAR, seat(FOOBAR, 3))])
     with running_worker(on_kafka.settings, on_kafka.log):
         await on_kafka.applied()
@@ -245,7 +256,7 @@ async def test_state_that_is_ahead_of_the_topic_is_refused(on_kafka: Deployment)
     On Kafka only: the embedded broker answers as if there were nothing new. It loses all or nothing, and its topics with it.
     """
     await on_kafka.send([(FOOBAR, seat(FOOBAR, number)) for number in range(3)])
-    incarnation = await topic_incarnation(on_kafka.bootstrap, on_kafka.topics.events)
+    incarnation = await topic_incarnation(Brokers(on_kafka.bootstrap), on_kafka.topics.events)
     async with AIOKafkaProducer(bootstrap_servers=on_kafka.bootstrap, acks="all") as producer:
         for partition in range(PARTITIONS):
             key, value = encode_cursor(Cursor(STATE_VERSION, incarnation, 1, 9, "UTC"))

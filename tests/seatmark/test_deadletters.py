@@ -10,6 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from processors.agents import Topics
+from processors.brokers import Brokers
 from processors.partitions import partition_of
 from schemas.events import format_time
 from seatmark import deadletters
@@ -58,12 +59,12 @@ class Letters:
             await producer.stop()
 
     async def replay(self, *reasons: str, **options: Any) -> Replayed:
-        return await replay(reasons, brokers=self.bootstrap, prefix=self.prefix, now=NOW, **options)
+        return await replay(reasons, brokers=Brokers(self.bootstrap), prefix=self.prefix, now=NOW, **options)
 
     async def sent(self) -> list[ConsumerRecord]:
         """What is on the events' topic, partition by partition."""
         places = [TopicPartition(self.topics.events, partition) for partition in range(PARTITIONS)]
-        ends = await end_offsets(self.bootstrap, places)
+        ends = await end_offsets(Brokers(self.bootstrap), places)
         consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", enable_auto_commit=False)
         await consumer.start()
         try:
@@ -80,7 +81,7 @@ class Letters:
 @pytest.fixture
 async def letters(broker: Any) -> Letters:
     letters = Letters(broker.bootstrap)
-    await ensure_topics(letters.bootstrap, prefix=letters.prefix, partitions=PARTITIONS, replication=1)
+    await ensure_topics(Brokers(letters.bootstrap), prefix=letters.prefix, partitions=PARTITIONS, replication=1)
     return letters
 
 
@@ -179,4 +180,4 @@ async def test_letters_that_come_during_a_run_are_left_to_the_next(letters: Lett
 async def test_without_letters_nothing_is_sent_and_without_their_topic_it_is_told(letters: Letters) -> None:
     assert await letters.replay("not_json") == Replayed()
     with pytest.raises(NoDeadLetters, match="SEATMARK_TOPIC_PREFIX"):
-        await replay(["not_json"], brokers=letters.bootstrap, prefix="no-such-", now=NOW)
+        await replay(["not_json"], brokers=Brokers(letters.bootstrap), prefix="no-such-", now=NOW)

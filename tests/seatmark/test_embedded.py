@@ -17,7 +17,13 @@ def test_the_parts_get_the_settings_that_the_readme_names_and_the_stacks_own_add
     assert sentence is not None
     named = set(re.findall(r"SEATMARK_\w+", sentence[1]))
     assert {"SEATMARK_LEASE_POLICY", "SEATMARK_LEASE_GRACE"} < named
-    for variable in {*named, "SEATMARK_BROKERS", "SEATMARK_CLICKHOUSE_DSN"}:
+    for variable in {
+        *named,
+        "SEATMARK_BROKERS",
+        "SEATMARK_CLICKHOUSE_DSN",
+        "SEATMARK_CLICKHOUSE_DSN_FILE",
+        "SEATMARK_KAFKA_USER",
+    }:
         monkeypatch.setenv(variable, "given")
     environment = StackPlan(tmp_path, 8000, 19092, 8123, 7).environment()
     # Through the plan, which `up` makes of its settings.
@@ -25,3 +31,4 @@ def test_the_parts_get_the_settings_that_the_readme_names_and_the_stacks_own_add
     assert {environment[variable] for variable in named - {"SEATMARK_PARTITIONS"}} == {"given"}
     assert environment["SEATMARK_BROKERS"] == "127.0.0.1:19092"
     assert environment["SEATMARK_CLICKHOUSE_DSN"] == f"chdb://{tmp_path}/clickhouse"
+    assert not {"SEATMARK_CLICKHOUSE_DSN_FILE", "SEATMARK_KAFKA_USER"} & set(environment)

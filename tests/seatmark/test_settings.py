@@ -138,6 +138,74 @@ def test_the_command_line_tells_a_bad_dsn_in_one_line() -> None:
     assert "geheim" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SECURITY": "ssl"}, "SEATMARK_KAFKA_SECURITY: Input should be 'plaintext'"),
+        ({"USER": "u"}, "SEATMARK_KAFKA_USER is of no use with SEATMARK_KAFKA_SECURITY=plaintext"),
+        ({"SECURITY": "tls", "PASSWORD": "geheim"}, "SEATMARK_KAFKA_PASSWORD is of no use with SEATMARK_KAFKA_SECURITY=tls"),
+        ({"CERTIFICATE_FILE": __file__}, "SEATMARK_KAFKA_CERTIFICATE_FILE is of no use with SEATMARK_KAFKA_SECURITY=plaintext"),
+        ({"SECURITY": "tls", "KEY_FILE": __file__}, "KEY_FILE is of no use without SEATMARK_KAFKA_CERTIFICATE_FILE"),
+        ({"SECURITY": "tls", "CA_FILE": "/no/ca"}, "SEATMARK_KAFKA_CA_FILE: cannot read '/no/ca': No such file or directory"),
+        ({"SECURITY": "tls", "CA_FILE": "/"}, "SEATMARK_KAFKA_CA_FILE: cannot read '/': Is a directory"),
+        ({"SECURITY": "sasl_tls", "USER": "u"},
+         "PASSWORD is needed with SEATMARK_KAFKA_SECURITY=sasl_tls and SEATMARK_KAFKA_SASL_MECHANISM=scram-sha-512"),
+        ({"SECURITY": "sasl_plaintext", "USER": "u", "PASSWORD": "geheim", "CA_FILE": __file__},
+         "SEATMARK_KAFKA_CA_FILE is of no use with SEATMARK_KAFKA_SECURITY=sasl_plaintext"),
+        ({"SECURITY": "sasl_tls", "SASL_MECHANISM": "oauthbearer", "USER": "u"}, "SEATMARK_KAFKA_USER is of no use with"),
+        ({"SECURITY": "sasl_tls", "SASL_MECHANISM": "oauthbearer"}, "SEATMARK_KAFKA_OAUTH_CLIENT_SECRET is needed with"),
+        ({"SECURITY": "sasl_tls", "USER": "u", "PASSWORD": "geheim", "OAUTH_SCOPE": "s"}, "OAUTH_SCOPE is of no use"),
+        ({"OAUTH_TOKEN_URL": "http://id.example/token"}, "SEATMARK_KAFKA_OAUTH_TOKEN_URL: expected https://"),
+    ],
+)  # fmt: skip
+def test_contradictory_settings_of_kafka_are_refused_by_name(variables: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingsWrong) as refused:
+        load_settings({f"SEATMARK_KAFKA_{name}": value for name, value in variables.items()})
+    assert told in str(refused.value)
+    assert "geheim" not in str(refused.value)
+
+
+def test_empty_settings_of_kafka_say_nothing() -> None:
+    """As where Compose fills in variables that are not set."""
+    names = ("USER", "PASSWORD", "CA_FILE", "CERTIFICATE_FILE", "KEY_FILE", "KEY_PASSWORD", "OAUTH_TOKEN_URL", "OAUTH_SCOPE")
+    assert load_settings({f"SEATMARK_KAFKA_{name}": "" for name in names}) == load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CLICKHOUSE_DSN", "http://seatmark:geheim@db:8123/x"), ("TOKEN", "geheim"), ("KAFKA_PASSWORD", "geheim"),
+        ("KAFKA_KEY_PASSWORD", "geheim"), ("KAFKA_OAUTH_CLIENT_SECRET", "geheim"),
+    ],
+)  # fmt: skip
+def test_a_secret_may_come_from_a_file(variable: str, value: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(value + "\n")
+    others = {
+        "KAFKA_PASSWORD": {"SECURITY": "sasl_tls", "USER": "u"},
+        "KAFKA_KEY_PASSWORD": {"SECURITY": "tls", "CERTIFICATE_FILE": __file__},
+        "KAFKA_OAUTH_CLIENT_SECRET": {
+            "SECURITY": "sasl_tls", "SASL_MECHANISM": "oauthbearer", "OAUTH_TOKEN_URL": "https://id/", "OAUTH_CLIENT_ID": "c"
+        },
+    }.get(variable, {})  # fmt: skip
+    given = {f"SEATMARK_KAFKA_{name}": other for name, other in others.items()} | {f"SEATMARK_{variable}_FILE": str(file)}
+    settings = load_settings(given)
+    assert getattr(settings, variable.lower()).get_secret_value() == value
+    assert "geheim" not in repr(settings)
+    with pytest.raises(SettingsWrong, match=f"SEATMARK_{variable}_FILE and SEATMARK_{variable} say the same"):
+        load_settings(given | {f"SEATMARK_{variable}": value})
+
+
+def test_a_secret_in_place_of_its_file_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(SettingsWrong) as refused:
+        load_settings({"SEATMARK_KAFKA_PASSWORD_FILE": "geheim"})
+    assert str(refused.value) == ("SEATMARK_KAFKA_PASSWORD_FILE: cannot read the file that it names: No such file or directory")
+    (tmp_path / "dsn").write_text("http://seatmark:geheim@db:no-port/x")
+    with pytest.raises(SettingsWrong, match="SEATMARK_CLICKHOUSE_DSN: expected") as refused:
+        load_settings({"SEATMARK_CLICKHOUSE_DSN_FILE": str(tmp_path / "dsn")})
+    assert "geheim" not in str(refused.value)
+
+
 def test_the_readme_documents_each_setting_with_its_default_and_description() -> None:
     rows = re.findall(r"^\| `SEATMARK_(\w+)` \| (?:`([^`]*)`)? ?\| (.*) \|$", README.read_text(), re.MULTILINE)
     documented = {name.lower(): (default, description) for name, default, description in rows}

@@ -24,6 +24,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.kafka.cluster import free_ports
+from processors.brokers import Brokers
 from seatmark.produce import worker_applied
 
 pytestmark = pytest.mark.stack
@@ -222,7 +223,7 @@ def test_dead_letters_are_sent_again_and_applied(stack: RunningStack) -> None:
             ]
         finally:
             await producer.stop()
-        await worker_applied({0: placed[-1].offset + 1}, brokers=brokers, prefix="", seconds=60)
+        await worker_applied({0: placed[-1].offset + 1}, brokers=Brokers(brokers), prefix="", seconds=60)
 
     asyncio.run(dead_letter())
     # A second time it is a repeat.
@@ -261,6 +262,25 @@ def test_bad_lines_are_reported_and_the_rest_is_sent(stack: RunningStack) -> Non
     assert "sent 2 events" in told
     [day] = stack.usage("acme-3", "--to", "2026-01-05", "--days", "1")
     assert (day["max"], day["activations"]) == (2, 2)
+
+
+def test_events_over_http_are_counted(stack: RunningStack) -> None:
+    def event(number: int, type: str, hour: int) -> dict[str, Any]:
+        return {"specversion": "1.0", "id": str(number), "source": "/t", "type": type, "subject": "acme-6",
+                "time": f"2026-01-05T{hour:02}:00:00Z", "data": {"seat_id": f"s{number % 2}"}}  # fmt: skip
+
+    url = f"http://127.0.0.1:{stack.port}/collect/events"
+    # The second time it changes nothing.
+    for _ in range(2):
+        events = [event(1, "seat.activated", 9), event(2, "seat.activated", 10), event(3, "seat.deactivated", 11)]
+        answer = httpx.post(url, json=events)
+        assert (answer.status_code, answer.json()) == (202, {"accepted": 3})
+    assert httpx.post(url, json=events, headers={"host": "elsewhere.example"}).status_code == 421
+    assert httpx.post(url, content=orjson.dumps(event(4, "seat.activated", 12))).status_code == 415
+    assert stack.run("produce", "-", given=orjson.dumps(event(5, "seat.activated", 13))).returncode == 0
+    [day] = stack.usage("acme-6", "--to", "2026-01-05", "--days", "1")
+    # 5 activates s1 again.
+    assert (day["closing"], day["max"], day["activations"], day["deactivations"]) == (2, 2, 3, 1)
 
 
 def test_a_lease_that_ran_out_closes_its_hold(stack: RunningStack) -> None:
@@ -362,7 +382,15 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
         sent = stack.run("import", "flexnet", str(log), "--entitlement", "acme-1", "--no-wait")
         assert sent.returncode == 0, sent.stderr.decode()
         assert stack.stop(number) == 0
+        forgotten = stack.run("forget", "--user", "ann", "--yes", "--data-dir", str(stack.data_dir))
+        assert forgotten.returncode == 0, forgotten.stderr.decode()
+        # She came twice, and went twice.
+        assert "4 rows of 1 element written anew" in forgotten.stderr.decode()
+        assert "1 seat id in them replaced" in forgotten.stderr.decode()
         assert "replaying the raw log: 1 element, done" in stack.start()
+        history = httpx.get(f"{stack.environment['SEATMARK_URL']}/api/v1/entitlements/acme-1/history").text
+        assert "bob@wks2" in history
+        assert "ann" not in history
         days = stack.usage("acme-1", "--to", "2025-04-06", "--days", "3")
         assert [(day["min"], day["max"], day["closing"]) for day in days] == [(0, 2, 1), (1, 1, 1), (0, 3, 0)]
         # The rebuilt state goes on where the old one was: the one who comes back is counted once.

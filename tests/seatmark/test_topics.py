@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from processors.brokers import Brokers
 from processors.incarnation import topic_incarnation
 from schemas.topics import catalogue
 from seatmark.topics import TopicsWrong, check_topics, ensure_topics
@@ -23,24 +24,24 @@ async def prefix(broker: Any) -> str:
 
 async def created(bootstrap: str) -> str:
     prefix = f"t{uuid.uuid4().hex[:8]}-"
-    await ensure_topics(bootstrap, prefix=prefix, partitions=2, replication=1)
+    await ensure_topics(Brokers(bootstrap), prefix=prefix, partitions=2, replication=1)
     # A broker may take a moment to know what it was told to create.
     for topic in catalogue():
-        await topic_incarnation(bootstrap, prefix + topic.name)
+        await topic_incarnation(Brokers(bootstrap), prefix + topic.name)
     return prefix
 
 
 async def make_anew(bootstrap: str, name: str, *, partitions: int = 2, config: dict[str, str]) -> None:
-    before = await topic_incarnation(bootstrap, name)
+    before = await topic_incarnation(Brokers(bootstrap), name)
     await delete_topic(bootstrap, name)
     await create_topic_named(bootstrap, name, partitions=partitions, config=config)
-    while await topic_incarnation(bootstrap, name) == before:
+    while await topic_incarnation(Brokers(bootstrap), name) == before:
         await asyncio.sleep(0.05)
 
 
 async def test_created_topics_are_fit_for_a_worker(broker: Any, prefix: str) -> None:
-    await check_topics(broker.bootstrap, prefix=prefix, partitions=2)
-    again = await ensure_topics(broker.bootstrap, prefix=prefix, partitions=2, replication=1)
+    await check_topics(Brokers(broker.bootstrap), prefix=prefix, partitions=2)
+    again = await ensure_topics(Brokers(broker.bootstrap), prefix=prefix, partitions=2, replication=1)
     assert [(found.name, found.partitions, found.created) for found in again] == [
         (prefix + topic.name, 2, False) for topic in catalogue()
     ]
@@ -49,7 +50,7 @@ async def test_created_topics_are_fit_for_a_worker(broker: Any, prefix: str) -> 
 async def test_another_number_of_partitions_is_refused(broker: Any, prefix: str) -> None:
     await make_anew(broker.bootstrap, prefix + "overdraft-alerts", partitions=3, config={})
     with pytest.raises(TopicsWrong) as wrong:
-        await check_topics(broker.bootstrap, prefix=prefix, partitions=2)
+        await check_topics(Brokers(broker.bootstrap), prefix=prefix, partitions=2)
     [line] = str(wrong.value).splitlines()
     assert line.startswith(f"{prefix}overdraft-alerts: it has 3 partitions, SEATMARK_PARTITIONS is 2")
 
@@ -57,7 +58,7 @@ async def test_another_number_of_partitions_is_refused(broker: Any, prefix: str)
 async def test_a_changelog_that_is_not_compacted_is_refused(broker: Any, prefix: str) -> None:
     await make_anew(broker.bootstrap, prefix + CHANGELOG, config={"cleanup.policy": "delete"})
     with pytest.raises(TopicsWrong) as wrong:
-        await check_topics(broker.bootstrap, prefix=prefix, partitions=2)
+        await check_topics(Brokers(broker.bootstrap), prefix=prefix, partitions=2)
     [line] = str(wrong.value).splitlines()
     assert line.startswith(f"{prefix}{CHANGELOG}: cleanup.policy is delete, expected compact")
     assert "seatmark rebuild" in line
@@ -71,7 +72,7 @@ async def test_a_missing_topic_is_refused(broker: Any, prefix: str, monkeypatch:
         while prefix + CHANGELOG in await admin.list_topics():
             await asyncio.sleep(0.05)
     with pytest.raises(TopicsWrong, match=f"missing: {prefix}{CHANGELOG}.*seatmark topics"):
-        await check_topics(broker.bootstrap, prefix=prefix, partitions=2)
+        await check_topics(Brokers(broker.bootstrap), prefix=prefix, partitions=2)
 
 
 @pytest.mark.kafka
@@ -80,4 +81,4 @@ async def test_how_long_topics_keep_their_records_is_the_operators_choice(kafka:
     async with admin_client(kafka.bootstrap) as admin:
         changed = {"retention.ms": "86400000"}
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, prefix + "entitlement-activity", changed)])
-    await check_topics(kafka.bootstrap, prefix=prefix, partitions=2)
+    await check_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=2)

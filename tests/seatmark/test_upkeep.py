@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from seatmark import upkeep
 from seatmark.settings import load_settings
@@ -34,3 +35,28 @@ async def test_an_audit_under_way_ends_when_the_process_is_stopped(monkeypatch: 
     stop.set()
     await asyncio.wait_for(auditing, 30)
     assert ended.is_set()
+
+
+async def test_an_audit_that_fails_is_counted_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = asyncio.Event()
+    tried: list[str] = []
+    loop = asyncio.get_running_loop()
+
+    def audit(_: Any, **options: Any) -> None:
+        tried.append("once more")
+        if len(tried) == 2:
+            loop.call_soon_threadsafe(stop.set)
+        raise RuntimeError("ClickHouse is away")
+
+    def failures() -> float:
+        return REGISTRY.get_sample_value("seatmark_upkeep_failures_total", {"what": "audit"}) or 0
+
+    monkeypatch.setattr(upkeep, "audited", audit)
+    monkeypatch.setattr(upkeep, "_FIRST_AUDIT_MS", 1)
+    before = failures()
+    settings = load_settings({}).model_copy(update={"restate_interval": 1})
+    await asyncio.wait_for(keep_auditing(settings, stop, lambda entitlement: True), 30)
+    assert failures() == before + 2
+    assert "the audit failed; the next attempt is in" in caplog.text

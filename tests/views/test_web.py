@@ -1,6 +1,7 @@
 """The HTTP API: its answers, its one shape of errors, health, and what it says about itself."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -9,7 +10,9 @@ import httpx
 import pytest
 from clickhouse_connect.driver.client import Client
 from fastapi import FastAPI
+from prometheus_client import generate_latest
 
+from schemas.asyncapi import asyncapi
 from schemas.days import DayRow
 from schemas.events import parse_time
 from views.store import Store, connect
@@ -247,9 +250,11 @@ async def test_other_paths_methods_and_failures_are_problems_too(
 
 async def test_metrics_are_by_route(api: httpx.AsyncClient, entitlement: str) -> None:
     await api.get(path_of(entitlement))
-    text = (await api.get("/metrics")).text
+    text = generate_latest().decode()
     assert 'seatmark_http_requests_total{route="/api/v1/entitlements/{entitlement:path}",status="404"}' in text
     assert entitlement not in text
+    # They have a port of their own.
+    assert (await api.get("/metrics")).status_code == 404
 
 
 async def test_every_field_and_parameter_is_described(api: httpx.AsyncClient) -> None:
@@ -281,6 +286,29 @@ async def test_the_reference_needs_nothing_from_elsewhere(api: httpx.AsyncClient
     assert "overdraft_seconds" in page
     for loads in ("<script", "src=", "http://", "https://", "@import", "url("):
         assert loads not in page
+
+
+async def test_the_reference_of_events_has_every_type_and_field(api: httpx.AsyncClient) -> None:
+    page = (await api.get("/docs/events")).text
+    for name in ("entitlement-events", "overdraft-alerts"):
+        document = (await api.get(f"/schemas/{name}.schema.json")).json()
+        assert document["$id"].startswith(f"urn:seatmark:schema:{name}:")
+        for word in (*document["properties"], *document["properties"]["type"]["enum"]):
+            assert word in page
+    for word in ("seatmark-reason", "key_mismatch", "retention.ms", "data.entered_at", "lease_expires_at"):
+        assert word in page
+    for loads in ("<script", "src=", "http://", "https://", "@import", "url("):
+        assert loads not in page
+
+
+async def test_the_contract_is_served_for_programs(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/schemas/asyncapi.json")
+    assert answer.json() == asyncapi()
+    for ref in re.findall(r'"\./([^"]+)"', answer.text):
+        assert (await api.get(f"/schemas/{ref}")).headers["content-type"] == "application/schema+json"
+    refused = await api.get("/schemas/topics.yaml")
+    assert refused.status_code == 404
+    assert "asyncapi.json" in refused.json()["detail"]
 
 
 async def test_serving_ends_when_it_is_told_to(store: Store) -> None:

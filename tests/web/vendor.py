@@ -53,7 +53,7 @@ class Vendor:
             arrived = event.time + 5 if appended_at is None else appended_at
             record = _Record(self._offset, arrived, value, event.entitlement.encode())
             for outcome in self._ledger.apply(event, position_of(1, self._offset)):
-                rows.append(activity_row(event, outcome, "incarnation-1", 1, record, arrived))
+                rows.append(activity_row(event, outcome, "incarnation-1", 1, record, arrived, record.value))
                 if outcome.transition is not None:
                     alerts.append(alert_of(outcome.transition))
         changes = self._ledger.take_changes()

@@ -12,15 +12,16 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from schemas.asyncapi import asyncapi, json_schema, json_schemas
 from schemas.events import format_time
 from views.store import Store
 from views.web import api, assets, metrics, pages
 from views.web.access import Access, SignInNeeded
 from views.web.answers import Alive, Ready
+from views.web.event_reference import events_page
 from views.web.live import STOP
 from views.web.problems import Problem, answer_with_problems, describe_problems, problem_response
 from views.web.reading import reporting_day
@@ -96,15 +97,25 @@ def create_app(
             raise Problem(503, "not-ready", detail, dependencies=dependencies)
         return Ready(status="ready", dependencies=dependencies)
 
-    @app.get("/metrics", include_in_schema=False)
-    def prometheus_metrics() -> Response:
-        """The metrics of this process, for Prometheus."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         """The API for people: the OpenAPI document as one page that needs nothing else."""
         return Response(reference_page(app.openapi(), assets.static("reference.css")), media_type="text/html")
+
+    @app.get("/docs/events", include_in_schema=False)
+    def docs_of_events() -> Response:
+        """What goes over Kafka, for people: the AsyncAPI document and its schemas as one page."""
+        schemas = {name: json_schema(name) for name in json_schemas()}
+        return Response(events_page(asyncapi(), schemas, assets.static("reference.css")), media_type="text/html")
+
+    @app.get("/schemas/{name}", include_in_schema=False)
+    def contract(name: str) -> Response:
+        """The contract for programs: the AsyncAPI document, and the JSON Schemas that it refers to."""
+        if name == "asyncapi.json":
+            return JSONResponse(asyncapi())
+        if name not in json_schemas():
+            raise Problem(404, "not-found", f"there is no schema {name!r}: expected asyncapi.json, {', '.join(json_schemas())}")
+        return JSONResponse(json_schema(name), media_type="application/schema+json")
 
     # Last: the paths of entitlements are open ended.
     app.include_router(pages.router)

@@ -1,4 +1,7 @@
-"""The web's metrics. Seconds; the route is a pattern, so no entitlement is a label."""
+"""The web's metrics: a list of its own, because views know nothing of `processors` but the domain.
+
+Seconds; the route is a pattern, so no entitlement is a label. Served on a port of their own: here anybody could read them.
+"""
 
 from prometheus_client import Counter, Histogram
 

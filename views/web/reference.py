@@ -26,7 +26,8 @@ def reference_page(schema: dict[str, Any], style: str) -> str:
         '<meta name="viewport" content="width=device-width">'
         f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="{escape(style)}"></head><body>'
         f"<h1>{escape(info['title'])} API</h1>{about}"
-        '<p>For programs: <a href="openapi.json">openapi.json</a></p>'
+        '<p>For programs: <a href="openapi.json">openapi.json</a>. '
+        'Over Kafka: <a href="docs/events">events and alerts</a></p>'
         f"<h2>Requests</h2>{operations}<h2>Answers</h2>{models}</body></html>"
     )
 
@@ -43,14 +44,14 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     ]  # fmt: skip
     return (
         f"<h3><code>{escape(method.upper())} {escape(path)}</code></h3><p>{escape(operation['description'])}</p>"
-        + _table(("parameter", "type", ""), parameters)
-        + _table(("status", "answer", ""), answers)
+        + table(("parameter", "type", ""), parameters)
+        + table(("status", "answer", ""), answers)
     )
 
 
 def _model(name: str, model: dict[str, Any]) -> str:
     fields = [(field, _type(schema), schema.get("description", "")) for field, schema in model.get("properties", {}).items()]
-    return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(model.get("description", ""))}</p>' + _table(
+    return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(model.get("description", ""))}</p>' + table(
         ("field", "type", ""), fields
     )
 
@@ -70,7 +71,8 @@ def _type(schema: dict[str, Any]) -> str:
     return str(schema.get("format") or schema.get("type", "any"))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of texts; nothing without rows."""
     if not rows:
         return ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)

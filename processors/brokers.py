@@ -1,0 +1,76 @@
+"""Where the Kafka brokers are and how to sign in there: what every client of theirs is made with."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
+
+from schemas.errors import Explained
+
+_CONNECT_MS = 5000
+
+
+class AccessRefused(Explained):
+    """A broker answers, and the two do not trust each other; the message says why. No secret is in it."""
+
+
+class NoToken(KafkaConnectionError):  # type: ignore[misc]
+    """There is no token to sign in with. For aiokafka that is a broker which cannot be reached now: it tries again."""
+
+
+@dataclass(frozen=True)
+class Brokers:
+    """Kafka brokers, as clients need to know them.
+
+    addresses: host:port, comma separated. security: aiokafka's arguments for TLS and sign-in; none: neither.
+    """
+
+    addresses: str
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """The arguments with which aiokafka's clients are made, beside those that say what they do."""
+        return {"bootstrap_servers": self.addresses, **self.security}
+
+    async def refuse_if_refused(self) -> None:
+        """Knock where there is TLS or sign-in: aiokafka's clients only say that they could not connect, and log why.
+
+        The first that answers decides; brokers that cannot be reached are no reason.
+        Raises AccessRefused.
+        """
+        if not self.security:
+            return
+        for host, port, _ in collect_hosts(self.addresses, randomize=False):
+            try:
+                connection = await create_conn(host, port, request_timeout_ms=_CONNECT_MS, **self.security)
+            except (OSError, KafkaError) as error:
+                why = _why_refused(error)
+                if why:
+                    raise AccessRefused(f"the Kafka broker {host}:{port} cannot be used: {why}") from error
+            else:
+                connection.close()
+                return
+
+
+def _why_refused(error: BaseException) -> str:
+    """Why we were not let in, and what to look at; empty where that is not what happened."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message}); SEATMARK_KAFKA_CA_FILE says whom to trust"
+    # With TLS 1.3 a client learns that its certificate was refused only when it reads an answer.
+    refused = error if isinstance(error, ssl.SSLError) else error.__cause__
+    if isinstance(refused, ssl.SSLError):
+        return (
+            f"no TLS ({refused.reason or refused}); does this port expect what SEATMARK_KAFKA_SECURITY says, and the "
+            "certificate in SEATMARK_KAFKA_CERTIFICATE_FILE?"
+        )
+    if isinstance(error, NoToken):
+        return str(error.args[0])
+    if isinstance(error, SaslAuthenticationFailed):
+        return "it refuses who we say that we are; look at SEATMARK_KAFKA_SASL_MECHANISM, the user and the secret"
+    if isinstance(error, UnsupportedSaslMechanismError):
+        return "it does not know the mechanism of SEATMARK_KAFKA_SASL_MECHANISM"
+    return ""
