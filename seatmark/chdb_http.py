@@ -49,7 +49,7 @@ _NOT_SETTINGS = {
 _SETTINGS_OF_OTHERS = re.compile(
     r"(max|min|insert|async_insert|wait_for_async_insert|deduplicate|date_time|input_format|output_format(?!_schema))_\w+"
     r"|\w+_overflow_mode|async_insert|cast_string_to_dynamic_use_inference|cancel_http_readonly_queries_on_client_close"
-    r"|do_not_merge_across_partitions_select_final|extremes|final|join_use_nulls|log_comment"
+    r"|distributed_(foreground_insert|product_mode)|do_not_merge_across_partitions_select_final|extremes|final|join_use_nulls|log_comment"
     r"|readonly|session_timezone"
 )
 # Formats of data that are data only. Values has expressions, others read a schema from a file.

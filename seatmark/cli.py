@@ -298,7 +298,7 @@ def migrate_command() -> None:
     from views.migrate import migrate
 
     settings = _start()
-    migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone)
+    migrate(settings.clickhouse_dsn.get_secret_value(), settings.timezone, settings.clickhouse_cluster)
     say("the tables are up to date")
 
 

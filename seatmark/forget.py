@@ -108,7 +108,7 @@ def forgotten(settings: Settings, user: str, seats: list[str], **options: Any) -
     with closing(connect(dsn, answer_seconds=_ANSWER_SECONDS)) as client:
         try:
             return forget(
-                RawLog(client, Topics(settings.topic_prefix).events),
+                RawLog(client, Topics(settings.topic_prefix).events, settings.clickhouse_cluster),
                 Person(user, seats),
                 calendar=Calendar(settings.timezone),
                 late_after_ms=settings.late_after,
@@ -163,7 +163,9 @@ def remove_personal_data(settings: Settings, **options: Any) -> None:
 
     before = datetime.fromtimestamp(time.time() - settings.personal_retention / 1000, UTC).date()
     with closing(connect(settings.clickhouse_dsn.get_secret_value(), answer_seconds=_ANSWER_SECONDS)) as client:
-        removed = remove_expired(RawLog(client, Topics(settings.topic_prefix).events), before, **options)
+        removed = remove_expired(
+            RawLog(client, Topics(settings.topic_prefix).events, settings.clickhouse_cluster), before, **options
+        )
     if removed.rows:
         logger.info("personal data was taken out of %d rows of the raw log", removed.rows)
     if removed.unreadable:

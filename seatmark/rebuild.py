@@ -98,7 +98,7 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
     client = connect(dsn)
     try:
         log = open_raw_log(client, Topics(settings.topic_prefix).events)
-        tables = RebuiltTables(client)
+        tables = RebuiltTables(client, settings.clickhouse_cluster)
         # Of an empty raw log too: state of an epoch is rebuilt state, with which a worker begins the topic again.
         epoch = max(1, log.highest_epoch())
         tables.make()

@@ -101,6 +101,11 @@ class Settings(BaseSettings):
     clickhouse_port: int = Field(
         8123, ge=1, le=65535, description="port of 127.0.0.1 on which an embedded ClickHouse (`chdb:`) answers other programs"
     )
+    clickhouse_cluster: str = Field(
+        "",
+        pattern=r"^\w*$",
+        description="name of the ClickHouse cluster that the tables are spread over (docs/clickhouse.md); empty: one server",
+    )
     url: str = Field("http://127.0.0.1:8000", description="where the command line finds the web")
     timezone: Annotated[str, BeforeValidator(_timezone)] = Field(
         "UTC", description="reporting time zone, an IANA name; fixed once there is data"
@@ -236,6 +241,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             "SEATMARK_STUCK_AFTER must be longer than SEATMARK_REBALANCE_TIMEOUT, for which workers wait for each other "
             f"(they are {settings.stuck_after} ms and {settings.rebalance_timeout} ms)"
         )
+    if settings.clickhouse_cluster and settings.clickhouse_dsn.get_secret_value().startswith("chdb:"):
+        yield "SEATMARK_CLICKHOUSE_CLUSTER is for servers: SEATMARK_CLICKHOUSE_DSN is an embedded ClickHouse"
 
 
 def _kafka_contradictions(settings: Settings) -> Iterator[str]:

@@ -16,6 +16,7 @@ from clickhouse_migrations.exceptions import MigrationException
 
 from processors.domain.days import Calendar
 from schemas.errors import Explained
+from views.cluster import change_tables
 from views.store import address_of, connect, explained
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -35,11 +36,12 @@ class TimezoneChanged(Explained):
     """The stored days have other bounds than those of the time zone that is now set."""
 
 
-def migrate(dsn: str, timezone: str) -> None:
+def migrate(dsn: str, timezone: str, cluster: str = "") -> None:
     """Apply the migrations that are missing, then write the days of the reporting time zone.
 
     dsn: as for `views.store.connect`. A database that does not exist is created.
     timezone: an IANA name. It is kept with the first day rows, and from then on only that name is accepted.
+    cluster: the name of the cluster that the tables are spread over (`views.cluster`), '' for one server.
     Raises StoreUnavailable: see there.
     Raises TimezoneChanged: there are day rows of another time zone.
     Raises ValueError: there is no such time zone.
@@ -47,7 +49,7 @@ def migrate(dsn: str, timezone: str) -> None:
     """
     calendar = Calendar(timezone)
     try:
-        _Cluster(dsn).apply(MIGRATIONS)
+        _Cluster(dsn, cluster).apply(MIGRATIONS)
         client = connect(dsn)
         try:
             _refuse_other_timezone(client, timezone)
@@ -67,7 +69,7 @@ def migrate(dsn: str, timezone: str) -> None:
 class _Cluster(ClickhouseCluster):  # type: ignore[misc]
     """A ClickHouse for the migration tool, opened as the rest of Seatmark opens it: the tool itself refuses chdb://."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, cluster: str) -> None:
         parts = urlsplit(dsn)
         if parts.scheme == "chdb":
             [database] = parse_qs(parts.query).get("database", ["default"])
@@ -75,6 +77,7 @@ class _Cluster(ClickhouseCluster):  # type: ignore[misc]
         else:
             database = unquote(parts.path.strip("/")) or "default"
             self._server_dsn = urlunsplit(parts._replace(path=""))
+        self._cluster = cluster
         super().__init__(db_name=database, driver=CLICKHOUSE_CONNECT)
 
     def apply(self, directory: Path) -> None:
@@ -82,13 +85,38 @@ class _Cluster(ClickhouseCluster):  # type: ignore[misc]
         with self.connection("") as connection:
             # Asked first, because many users of a server may not create databases.
             exists = self.default_db_name in (row["name"] for row in connection.query("SHOW DATABASES"))
+            if exists:
+                self._refuse_tables_of_the_other_form(connection)
         self.migrate(None, directory, create_db_if_no_exists=not exists, migration_log_format="compact")
 
     def connection(self, db_name: str | None = None) -> Connection:
         """A connection to a database: '' the one that the server chooses, None the one of the DSN."""
         client = connect(self._server_dsn)
         client.database = (self.default_db_name if db_name is None else db_name) or None
-        return ClickhouseConnectConnection(client)
+        return _ClusterConnection(client, self._cluster)
+
+    def _refuse_tables_of_the_other_form(self, connection: Connection) -> None:
+        engines = connection.query(
+            f"SELECT engine FROM system.tables WHERE database = '{self.default_db_name}' AND name = 'activity'"
+        )
+        spread = [row["engine"] == "Distributed" for row in engines]
+        if spread and spread != [bool(self._cluster)]:
+            raise MigrationRefused(
+                f"the tables in {address_of(self._server_dsn)} are those of {'a cluster' if spread[0] else 'one server'}, but "
+                f"SEATMARK_CLICKHOUSE_CLUSTER {'names one' if self._cluster else 'is empty'}: correct it, or choose another "
+                "database"
+            )
+
+
+class _ClusterConnection(ClickhouseConnectConnection):  # type: ignore[misc]
+    """A connection whose statements are put in the form for a cluster, if there is one."""
+
+    def __init__(self, client: Client, cluster: str) -> None:
+        super().__init__(client)
+        self._cluster = cluster
+
+    def command(self, statement: str, log_statement: str | None = None) -> None:
+        change_tables(self._client, statement, self._cluster)
 
 
 def _stored_timezone(client: Client) -> str | None:

@@ -11,6 +11,7 @@ from clickhouse_connect.driver.client import Client
 
 from schemas.errors import Explained
 from schemas.personal import REWRITTEN
+from views.cluster import change_tables
 
 _QUERIES = Path(__file__).parent / "queries" / "exact"
 
@@ -47,12 +48,15 @@ def open_raw_log(client: Client, topic: str) -> "RawLog":
 class RawLog:
     """Runs the queries of views/queries/exact over one client; for one thread at a time.
 
-    topic: the source topic whose events the raw log holds. Its methods raise what clickhouse_connect raises (`DatabaseError`).
+    topic: the source topic whose events the raw log holds.
+    cluster: the name of the one that the tables are spread over, '' for one server; it matters to what deletes rows.
+    Its methods raise what clickhouse_connect raises (`DatabaseError`).
     """
 
-    def __init__(self, client: Client, topic: str) -> None:
+    def __init__(self, client: Client, topic: str, cluster: str = "") -> None:
         self._client = client
         self._topic = topic
+        self._cluster = cluster
         self._queries = {file.stem: file.read_text("utf-8") for file in _QUERIES.glob("*.sql")}
 
     def marked_elements(self, today: date, entitlement: str = "") -> list[Key]:
@@ -183,7 +187,7 @@ class RawLog:
             self._client.insert_arrow(table, rows, settings=_INSERT_SETTINGS)
 
     def _change(self, statement: str, **parameters: Any) -> None:
-        self._client.command(statement, parameters=parameters)
+        change_tables(self._client, statement, self._cluster, parameters)
 
     def _of(self, name: str, elements: Sequence[Key], **more: Any) -> list[Any]:
         return self._rows(name, **_parameters(elements), **more)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from clickhouse_connect.driver.client import Client
 
 from processors.domain.days import Calendar
+from views.cluster import change_tables
 from views.migrate import set_timezone, write_calendar
 
 _TABLES = ("days", "elements", "alerts")
@@ -72,19 +73,21 @@ class Comparison:
 class RebuiltTables:
     """The tables `days_rebuilt`, `elements_rebuilt` and `alerts_rebuilt`, from their making to their exchange."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, cluster: str) -> None:
+        """cluster: the name of the cluster that the tables are spread over, '' for one server."""
         self._client = client
+        self._cluster = cluster
 
     def make(self) -> None:
         """Make them, empty."""
         self.drop()
         for table in _TABLES:
-            self._client.command(f"CREATE TABLE {table}_rebuilt AS {table}")
+            self._change(f"CREATE TABLE {table}_rebuilt AS {table}")
 
     def drop(self) -> None:
         """Drop them, if they are there."""
         for table in _TABLES:
-            self._client.command(f"DROP TABLE IF EXISTS {table}_rebuilt SYNC")
+            self._change(f"DROP TABLE IF EXISTS {table}_rebuilt SYNC")
 
     def compare(self) -> Comparison:
         """Work out the levels from the day rows, and compare all with the present tables."""
@@ -99,8 +102,11 @@ class RebuiltTables:
     def exchange(self, timezone: str) -> None:
         """Put them in the place of the present ones; the reporting time zone is then this one."""
         for table in _TABLES:
-            self._client.command(f"EXCHANGE TABLES {table} AND {table}_rebuilt")
+            self._change(f"EXCHANGE TABLES {table} AND {table}_rebuilt")
         for table in _EMPTIED:
-            self._client.command(f"TRUNCATE TABLE {table}")
+            self._change(f"TRUNCATE TABLE {table}")
         set_timezone(self._client, timezone)
         write_calendar(self._client, Calendar(timezone))
+
+    def _change(self, statement: str) -> None:
+        change_tables(self._client, statement, self._cluster)

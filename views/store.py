@@ -32,6 +32,9 @@ _REFUSED = {192, 193, 194, 497, 516}
 # max_execution_time: in seconds; somebody waits for it. FINAL need not compare rows of different partitions: of all tables the
 # partition is made of columns of the sort key, so all versions of a row are in the same one.
 _QUERY_SETTINGS = {"max_execution_time": 30, "do_not_merge_across_partitions_select_final": 1}
+# Of effect only where tables are spread over a cluster (views/cluster.py). An insert is acknowledged when every shard has its
+# part, and not when this server has it in a queue. What a subquery or a join looks up is on the shard of its rows.
+_ON_A_CLUSTER = {"distributed_foreground_insert": 1, "distributed_product_mode": "local"}
 
 
 class QueryTooLarge(Explained):
@@ -82,6 +85,7 @@ def connect(dsn: str, *, answer_seconds: int = 300) -> Client:
             autogenerate_session_id=False,
             connect_timeout=5,
             send_receive_timeout=answer_seconds,
+            settings=_ON_A_CLUSTER,
         )
     except DatabaseError as error:
         raise explained(dsn, error) from error

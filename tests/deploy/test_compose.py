@@ -1,5 +1,6 @@
 """docker-compose.yml and deploy/Dockerfile, read: no container runs here, so what can be held without one is held."""
 
+import hashlib
 import re
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -23,6 +25,14 @@ COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = sorted(name for name, service in SERVICES.items() if service["image"].startswith("seatmark:"))
+
+# What deploy/clickhouse/passwords makes.
+PASSWORDS = {
+    "CLICKHOUSE_WRITER_PASSWORD": "a1b2c3",
+    "CLICKHOUSE_WRITER_SHA256": hashlib.sha256(b"a1b2c3").hexdigest(),
+    "CLICKHOUSE_READER_PASSWORD": "d4e5f6",
+    "CLICKHOUSE_READER_SHA256": hashlib.sha256(b"d4e5f6").hexdigest(),
+}
 
 # With a default that may be a variable itself.
 _PLACEHOLDER = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>(?:[^{}]|\$\{[^}]*\})*))?\}")
@@ -43,7 +53,7 @@ def filled(value: str, given: Mapping[str, str]) -> str:
 
 def environment(name: str) -> dict[str, str]:
     """A service's environment, where only what must be set is set."""
-    given = {"CLICKHOUSE_PASSWORD": "a1b2c3"}
+    given = PASSWORDS
     return {variable: filled(value, given) for variable, value in SERVICES[name].get("environment", {}).items()}
 
 
@@ -88,21 +98,64 @@ def test_every_command_is_one_that_help_lists(name: str) -> None:
     assert name in listed
 
 
-def test_what_reaches_clickhouse_signs_in_as_the_user_that_the_image_makes() -> None:
-    server = environment("clickhouse")
-    expected = f"http://{server['CLICKHOUSE_USER']}:{server['CLICKHOUSE_PASSWORD']}@clickhouse:8123/seatmark"
-    users = [name for name in OURS if "SEATMARK_CLICKHOUSE_DSN" in environment(name)]
-    assert users == ["migrate", "sink", "web"]
-    for name in users:
-        assert load_settings(environment(name)).clickhouse_dsn.get_secret_value() == expected
+def test_who_only_reads_signs_in_as_the_reader_and_all_others_as_the_writer() -> None:
+    who = {
+        name: environment(name)["SEATMARK_CLICKHOUSE_DSN"] for name in OURS if "SEATMARK_CLICKHOUSE_DSN" in environment(name)
+    }
+    writer, reader = (
+        f"http://{user}@clickhouse:8123/seatmark" for user in ("seatmark_writer:a1b2c3", "seatmark_reader:d4e5f6")
+    )
+    assert who == {"migrate": writer, "sink": writer, "web": reader}
+    grafana = environment("grafana")
+    assert (grafana["CLICKHOUSE_USER"], grafana["CLICKHOUSE_PASSWORD"]) == ("seatmark_reader", "d4e5f6")
 
 
-def test_the_password_is_not_in_the_file_and_must_be_set() -> None:
-    assert re.fullmatch(r"\$\{CLICKHOUSE_PASSWORD:\?.+\}", SERVICES["clickhouse"]["environment"]["CLICKHOUSE_PASSWORD"])
-    assert set(re.findall(r"\$\{CLICKHOUSE_PASSWORD(..)", COMPOSE_TEXT)) == {":?"}
-    assert environment("grafana")["CLICKHOUSE_PASSWORD"] == environment("clickhouse")["CLICKHOUSE_PASSWORD"]
-    with pytest.raises(KeyError, match="CLICKHOUSE_PASSWORD"):
-        filled(SERVICES["clickhouse"]["environment"]["CLICKHOUSE_PASSWORD"], {})
+def test_clickhouse_knows_these_users_by_their_hashes_from_its_environment() -> None:
+    users = ElementTree.parse(ROOT / "deploy" / "clickhouse" / "users.d" / "seatmark.xml").getroot().findall("users/*")
+    hashes = {user.tag: hashed.attrib for user in users for hashed in user.findall("password_sha256_hex")}
+    assert hashes == {
+        "seatmark_writer": {"from_env": "CLICKHOUSE_WRITER_SHA256"},
+        "seatmark_reader": {"from_env": "CLICKHOUSE_READER_SHA256"},
+    }
+    given = environment("clickhouse")
+    assert {name: given.get(name) for name in PASSWORDS} == {
+        name: value if name.endswith("SHA256") else None for name, value in PASSWORDS.items()
+    }
+
+
+def test_clickhouse_has_the_files_of_deploy_and_makes_no_user_of_its_own() -> None:
+    mounts = [volume.split(":") for volume in SERVICES["clickhouse"]["volumes"] if volume.startswith("./")]
+    assert {inside: (ROOT / outside).exists() for outside, inside, _ in mounts} == {
+        "/etc/clickhouse-server/users.d": True,
+        "/etc/clickhouse-server/config.d/seatmark.xml": True,
+        "/etc/clickhouse-server/config.d/prometheus.xml": True,
+    }
+    assert {how for _, _, how in mounts} == {"ro"}
+    assert environment("clickhouse")["CLICKHOUSE_SKIP_USER_SETUP"] == "1"
+
+
+def test_no_password_is_in_the_file_and_each_must_be_set() -> None:
+    named = re.findall(r"\$\{(CLICKHOUSE_\w+)(:.)", COMPOSE_TEXT)
+    assert {name for name, _ in named} == set(PASSWORDS)
+    assert {kind for _, kind in named} == {":?"}
+    for name in PASSWORDS:
+        with pytest.raises(KeyError, match=name):
+            filled(COMPOSE_TEXT, {other: value for other, value in PASSWORDS.items() if other != name})
+
+
+def test_the_script_makes_the_passwords_and_their_hashes() -> None:
+    def made() -> dict[str, str]:
+        script = ROOT / "deploy" / "clickhouse" / "passwords"
+        lines = subprocess.run([script], capture_output=True, text=True, check=True).stdout.splitlines()
+        return dict(line.split("=") for line in lines)
+
+    first, second = made(), made()
+    assert set(first) == set(PASSWORDS)
+    for user in ("WRITER", "READER"):
+        password = first[f"CLICKHOUSE_{user}_PASSWORD"]
+        assert re.fullmatch(r"[0-9a-f]{48}", password)
+        assert first[f"CLICKHOUSE_{user}_SHA256"] == hashlib.sha256(password.encode()).hexdigest()
+        assert second[f"CLICKHOUSE_{user}_PASSWORD"] != password
 
 
 def test_parts_that_must_agree_on_partitions_and_time_zone_get_them_from_one_place() -> None:

@@ -1,0 +1,392 @@
+"""deploy/k8s, built by kustomize and held against Kubernetes' own schemas: no cluster runs here."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from processors.app import _END_SECONDS, worker_group
+from schemas.topics import catalogue
+from seatmark.settings import PREFIX, Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "deploy" / "k8s"
+KUBERNETES = ("1.31", "1.37")
+
+Object = dict[str, Any]
+
+# No schemas are published in a package for these. What is used of them, as their references say.
+_TEXT, _NUMBER = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
+
+
+def _only(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    properties = {**required, **(optional or {})}
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+_POLICIES = {
+    "type": "array",
+    "items": _only(
+        {"type": {"enum": ["Pods", "Percent"]}, "value": _NUMBER, "periodSeconds": {"type": "integer", "maximum": 1800}}
+    ),
+}
+_BEHAVIOUR = _only({"stabilizationWindowSeconds": {"type": "integer", "minimum": 0, "maximum": 3600}, "policies": _POLICIES})
+CUSTOM = {
+    ("monitoring.coreos.com/v1", "PodMonitor"): _only(
+        {
+            "selector": _only({"matchLabels": {"type": "object"}}),
+            "podMetricsEndpoints": {"type": "array", "items": _only({"port": _TEXT, "interval": {"pattern": r"^\d+s$"}})},
+        }
+    ),
+    ("keda.sh/v1alpha1", "ScaledObject"): _only(
+        {
+            "scaleTargetRef": _only({"name": _TEXT}),
+            "pollingInterval": _NUMBER,
+            "minReplicaCount": _NUMBER,
+            "maxReplicaCount": _NUMBER,
+            "advanced": _only(
+                {"horizontalPodAutoscalerConfig": _only({"behavior": _only({"scaleUp": _BEHAVIOUR, "scaleDown": _BEHAVIOUR})})}
+            ),
+            "triggers": {
+                "type": "array",
+                "items": _only(
+                    {
+                        "type": {"const": "kafka"},
+                        "metadata": _only(
+                            {
+                                "bootstrapServers": _TEXT,
+                                "consumerGroup": _TEXT,
+                                "topic": _TEXT,
+                                # KEDA takes texts only.
+                                "lagThreshold": {"type": "string", "pattern": r"^\d+$"},
+                                "offsetResetPolicy": {"enum": ["earliest", "latest"]},
+                            },
+                            {"sasl": {"enum": ["scram_sha256", "scram_sha512"]}, "tls": {"enum": ["enable", "disable"]}},
+                        ),
+                    },
+                    {"authenticationRef": _only({"name": _TEXT})},
+                ),
+            },
+        }
+    ),
+    ("keda.sh/v1alpha1", "TriggerAuthentication"): _only(
+        {
+            "secretTargetRef": {
+                "type": "array",
+                "items": _only(
+                    {"parameter": {"enum": ["username", "password", "ca", "cert", "key"]}, "name": _TEXT, "key": _TEXT}
+                ),
+            }
+        }
+    ),
+}
+
+
+def built(directory: Path) -> list[Object]:
+    """What kustomize makes of a directory."""
+    if shutil.which("kubectl"):
+        command = ["kubectl", "kustomize", str(directory)]
+    elif shutil.which("kustomize"):
+        command = ["kustomize", "build", str(directory)]
+    elif os.environ.get("CI"):
+        pytest.fail("neither kubectl nor kustomize is there")
+    else:
+        pytest.skip("needs kubectl or kustomize")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def base() -> list[Object]:
+    return built(K8S / "base")
+
+
+@pytest.fixture(scope="module")
+def example() -> list[Object]:
+    """The base with all components."""
+    return built(K8S / "overlays" / "example")
+
+
+@pytest.fixture(scope="module", params=["base", "example"])
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    found: list[Object] = request.getfixturevalue(request.param)
+    return found
+
+
+def of_kind(objects: list[Object], *kinds: str) -> dict[str, Object]:
+    return {one["metadata"]["name"]: one for one in objects if one["kind"] in kinds}
+
+
+def pods(objects: list[Object]) -> dict[str, Object]:
+    """The pods that the objects make, by the name of what makes them."""
+    return {name: one["spec"]["template"] for name, one in of_kind(objects, "Deployment", "Job").items()}
+
+
+def container(pod: Object) -> Object:
+    [only] = pod["spec"]["containers"]
+    found: Object = only
+    return found
+
+
+def environment(objects: list[Object], pod: Object) -> dict[str, str]:
+    """A pod's variables; those of secrets are what docs/kubernetes.md says that the secrets hold."""
+    secrets = {
+        ("seatmark-clickhouse", "writer-dsn"): "https://seatmark_writer:a1@clickhouse:8443/seatmark",
+        ("seatmark-clickhouse", "reader-dsn"): "https://seatmark_reader:b2@clickhouse:8443/seatmark",
+        ("seatmark-kafka", "user"): "seatmark",
+        ("seatmark-kafka", "password"): "c3",
+    }
+    variables: dict[str, str] = {}
+    for source in container(pod)["envFrom"]:
+        variables |= of_kind(objects, "ConfigMap")[source["configMapRef"]["name"]]["data"]
+    for variable in container(pod).get("env", []):
+        secret = variable.get("valueFrom", {}).get("secretKeyRef")
+        variables[variable["name"]] = secrets[secret["name"], secret["key"]] if secret else variable["value"]
+    for name, value in variables.items():
+        if name.endswith("_FILE"):
+            assert value in files_of_secrets(pod)
+            # Settings look whether it can be read.
+            variables[name] = __file__
+    return variables
+
+
+def files_of_secrets(pod: Object) -> set[str]:
+    """The files that a pod gets from secrets."""
+    items = {volume["name"]: volume["secret"]["items"] for volume in pod["spec"]["volumes"] if "secret" in volume}
+    return {
+        f"{mount['mountPath']}/{item['path']}"
+        for mount in container(pod)["volumeMounts"]
+        for item in items.get(mount["name"], [])
+    }
+
+
+def selected(selector: Object, pod: Object) -> bool:
+    """Whether a label selector takes a pod."""
+    labels = pod["metadata"]["labels"]
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "In"
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+# --- Against schemas
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_knows_every_field(objects: list[Object], version: str) -> None:
+    for one in objects:
+        if (one["apiVersion"], one["kind"]) not in CUSTOM:
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_custom_resources_have_the_fields_of_their_references(example: list[Object]) -> None:
+    custom = [one for one in example if (one["apiVersion"], one["kind"]) in CUSTOM]
+    assert {one["kind"] for one in custom} == {"PodMonitor", "ScaledObject", "TriggerAuthentication"}
+    for one in custom:
+        assert set(one) == {"apiVersion", "kind", "metadata", "spec"}
+        jsonschema.validate(one["spec"], CUSTOM[one["apiVersion"], one["kind"]])
+
+
+@pytest.mark.parametrize("component", sorted(path.name for path in (K8S / "components").iterdir()))
+def test_each_component_builds_by_itself(component: str, tmp_path: Path) -> None:
+    copied = shutil.copytree(K8S, tmp_path / "k8s")
+    overlay = copied / "overlays" / "one"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(f"resources: [../../base]\ncomponents: [../../components/{component}]\n")
+    assert len(built(overlay)) >= len(built(copied / "base"))
+
+
+# --- Settings
+
+
+@pytest.mark.parametrize("part", ["migrate", "topics", "worker", "sink", "web"])
+def test_every_variable_is_a_setting_and_every_value_is_accepted(objects: list[Object], part: str) -> None:
+    pod = pods(objects)[f"seatmark-{part}"]
+    assert container(pod)["args"] == [part]
+    variables = environment(objects, pod)
+    assert all(name.startswith(PREFIX) for name in variables)
+    load_settings(variables)
+
+
+def test_settings_that_parts_must_agree_on_come_from_one_place(objects: list[Object]) -> None:
+    assert len({container(pod)["envFrom"][0]["configMapRef"]["name"] for pod in pods(objects).values()}) == 1
+    for pod in pods(objects).values():
+        for variable in container(pod).get("env", []):
+            assert re.match("SEATMARK_(CLICKHOUSE_DSN|KAFKA_)", variable["name"])
+
+
+def test_no_secret_is_in_the_files(objects: list[Object]) -> None:
+    assert not of_kind(objects, "Secret")
+    secret = {PREFIX + name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    secret |= {"SEATMARK_CLICKHOUSE_DSN"}
+    for pod in pods(objects).values():
+        for variable in container(pod).get("env", []):
+            if variable["name"] in secret:
+                assert set(variable) == {"name", "valueFrom"}
+    for settings in of_kind(objects, "ConfigMap").values():
+        assert not secret & set(settings["data"])
+
+
+def test_the_web_reads_and_the_others_write(objects: list[Object]) -> None:
+    keys = {
+        name: variable["valueFrom"]["secretKeyRef"]["key"]
+        for name, pod in pods(objects).items()
+        for variable in container(pod).get("env", [])
+        if variable["name"] == "SEATMARK_CLICKHOUSE_DSN"
+    }
+    assert keys == {"seatmark-migrate": "writer-dsn", "seatmark-sink": "writer-dsn", "seatmark-web": "reader-dsn"}
+
+
+# --- What belongs together
+
+
+def test_selectors_take_the_pods_that_they_are_for_and_no_others(objects: list[Object]) -> None:
+    for name, one in (
+        of_kind(objects, "Deployment")
+        | {f"budget of {name}": one for name, one in of_kind(objects, "PodDisruptionBudget").items()}
+    ).items():
+        takes = {pod for pod, template in pods(objects).items() if selected(one["spec"]["selector"], template)}
+        assert takes == {name.removeprefix("budget of ")}
+    for pod in pods(objects).values():
+        for spread in pod["spec"].get("topologySpreadConstraints", []):
+            assert [template for template in pods(objects).values() if selected(spread["labelSelector"], template)] == [pod]
+    assert set(of_kind(objects, "PodDisruptionBudget")) == set(of_kind(objects, "Deployment"))
+
+
+def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None:
+    for name, pod in pods(objects).items():
+        ports = {port["name"]: port["containerPort"] for port in container(pod).get("ports", [])}
+        settings = load_settings(environment(objects, pod))
+        expected = {
+            "seatmark-worker": {"metrics": settings.metrics_port},
+            "seatmark-sink": {"metrics": settings.metrics_port},
+            "seatmark-web": {"http": settings.web_port, "metrics": settings.metrics_port},
+        }
+        assert ports == expected.get(name, {})
+    [service] = of_kind(objects, "Service").values()
+    assert [name for name, pod in pods(objects).items() if selected({"matchLabels": service["spec"]["selector"]}, pod)] == [
+        "seatmark-web"
+    ]
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+
+
+def test_what_runs_on_is_asked_how_it_is_at_its_own_port(objects: list[Object]) -> None:
+    for name in of_kind(objects, "Deployment"):
+        only = container(pods(objects)[name])
+        port = only["ports"][0]["name"]
+        paths = {probe: only[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+        assert paths == {
+            "startupProbe": {"path": "/livez", "port": port},
+            "livenessProbe": {"path": "/livez", "port": port},
+            "readinessProbe": {"path": "/readyz", "port": port},
+        }
+
+
+def test_a_part_that_hangs_ends_itself_before_it_is_killed(objects: list[Object]) -> None:
+    for name in ("seatmark-worker", "seatmark-sink"):
+        pod = pods(objects)[name]
+        probe = container(pod)["livenessProbe"]
+        assert (
+            probe["periodSeconds"] * (probe["failureThreshold"] - 1) * 1000
+            >= load_settings(environment(objects, pod)).stuck_after
+        )
+
+
+def test_a_worker_has_the_time_to_end(objects: list[Object]) -> None:
+    assert pods(objects)["seatmark-worker"]["spec"]["terminationGracePeriodSeconds"] > 2 * _END_SECONDS
+
+
+def test_who_needs_kafka_and_clickhouse_may_reach_them_and_nobody_else(objects: list[Object]) -> None:
+    policies = of_kind(objects, "NetworkPolicy")
+
+    def takes(policy: str) -> set[str]:
+        selector = policies[policy]["spec"]["podSelector"]
+        return {name.removeprefix("seatmark-") for name, pod in pods(objects).items() if selected(selector, pod)}
+
+    assert takes("seatmark-to-kafka") == {"topics", "worker", "sink"}
+    assert takes("seatmark-to-clickhouse") == {"migrate", "sink", "web"}
+    assert takes("seatmark-dns") == {"migrate", "topics", "worker", "sink", "web"}
+    assert takes("seatmark-web") == {"web"}
+    assert policies["seatmark-default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> None:
+    ports = {port["name"] for pod in pods(example).values() for port in container(pod).get("ports", [])}
+    named = {
+        port["port"]
+        for policy in of_kind(example, "NetworkPolicy").values()
+        for rule in policy["spec"].get("ingress", [])
+        for port in rule["ports"]
+    }
+    [monitor] = of_kind(example, "PodMonitor").values()
+    assert named == ports
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+
+
+def test_keda_looks_at_the_workers_backlog_and_starts_no_more_than_there_are_partitions(example: list[Object]) -> None:
+    [scaled] = of_kind(example, "ScaledObject").values()
+    settings = load_settings(environment(example, pods(example)["seatmark-worker"]))
+    [trigger] = scaled["spec"]["triggers"]
+    assert trigger["metadata"]["consumerGroup"] == worker_group(settings.topic_prefix)
+    assert trigger["metadata"]["topic"] in {topic.name for topic in catalogue()}
+    assert trigger["metadata"]["bootstrapServers"] == settings.brokers
+    assert scaled["spec"]["maxReplicaCount"] == settings.partitions
+    assert scaled["spec"]["scaleTargetRef"]["name"] in of_kind(example, "Deployment")
+    assert "replicas" not in of_kind(example, "Deployment")["seatmark-worker"]["spec"]
+    assert trigger["authenticationRef"]["name"] in of_kind(example, "TriggerAuthentication")
+
+
+def test_workers_are_not_more_than_the_partitions(base: list[Object]) -> None:
+    worker = of_kind(base, "Deployment")["seatmark-worker"]["spec"]
+    assert worker["replicas"] <= load_settings(environment(base, worker["template"])).partitions
+
+
+# --- How pods run
+
+
+def test_images_are_pinned_and_are_the_projects_version(objects: list[Object]) -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.M)
+    assert version is not None
+    for pod in pods(objects).values():
+        assert re.fullmatch(rf"[a-z./]*seatmark:{re.escape(version[1])}", container(pod)["image"])
+
+
+def test_every_pod_is_restricted(objects: list[Object]) -> None:
+    """Kubernetes' pod security standard `restricted`, and a little more."""
+    [user] = re.findall(r"^USER (\d+):\d+$", (ROOT / "deploy" / "Dockerfile").read_text(), flags=re.M)
+    for pod in pods(objects).values():
+        spec, only = pod["spec"], container(pod)
+        assert spec["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": int(user),
+            "runAsGroup": int(user),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "secret"}
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["serviceAccountName"] in of_kind(objects, "ServiceAccount")
+    [namespace] = of_kind(objects, "Namespace").values()
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert {one["metadata"]["namespace"] for one in objects if one["kind"] != "Namespace"} == {"seatmark"}
+
+
+def test_every_pod_asks_for_what_it_needs_and_is_held_to_a_limit(objects: list[Object]) -> None:
+    for pod in pods(objects).values():
+        assert set(container(pod)["resources"]["requests"]) == {"cpu", "memory"}
+        assert set(container(pod)["resources"]["limits"]) == {"memory"}
