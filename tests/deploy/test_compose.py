@@ -79,7 +79,7 @@ def copied() -> list[str]:
 
 
 def test_all_parts_are_there() -> None:
-    assert OURS == ["migrate", "sink", "topics", "web", "worker"]
+    assert OURS == ["collect", "migrate", "sink", "topics", "web", "worker"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -159,7 +159,13 @@ def test_the_script_makes_the_passwords_and_their_hashes() -> None:
 
 
 def test_parts_that_must_agree_on_partitions_and_time_zone_get_them_from_one_place() -> None:
-    for setting, names in {"SEATMARK_PARTITIONS": ["topics", "worker"], "SEATMARK_TIMEZONE": ["migrate", "worker"]}.items():
+    agree = {
+        "SEATMARK_PARTITIONS": ["topics", "worker", "sink"],
+        "SEATMARK_TIMEZONE": ["migrate", "worker", "sink"],
+        # The sink folds anew what disorder left.
+        "SEATMARK_LATE_AFTER": ["worker", "sink"],
+    }
+    for setting, names in agree.items():
         given = {SERVICES[name]["environment"][setting] for name in names}
         assert len(given) == 1
         assert given.pop().startswith("${" + setting + ":-")
@@ -272,7 +278,7 @@ def test_volumes_that_are_used_are_named_and_files_are_there_and_only_read() -> 
 
 
 def test_who_does_not_observe_need_set_nothing_for_it_and_gets_none_of_it() -> None:
-    assert {name for name in SERVICES if "profiles" in SERVICES[name]} == {"prometheus", "grafana"}
+    assert {name for name in SERVICES if SERVICES[name].get("profiles") == ["observe"]} == {"prometheus", "grafana"}
     assert SERVICES["prometheus"]["profiles"] == SERVICES["grafana"]["profiles"] == ["observe"]
     assert environment("grafana")["GF_SECURITY_ADMIN_PASSWORD"] == ""
     for name in set(SERVICES) - {"prometheus", "grafana"}:
@@ -296,7 +302,7 @@ def test_prometheus_finds_every_part_where_it_serves_its_metrics() -> None:
     }  # fmt: skip
     xml = (ROOT / "deploy" / "clickhouse" / "config.d" / "prometheus.xml").read_text()
     [port] = re.findall(r"<port>(\d+)</port>", xml)
-    ours = {name: load_settings(environment(name)).metrics_port for name in ("worker", "sink", "web")}
+    ours = {name: load_settings(environment(name)).metrics_port for name in ("worker", "sink", "web", "collect")}
     assert found == ours | {"clickhouse": int(port)}
     for name in found:
         assert not any(f":{found[name]}" in published for published in SERVICES[name].get("ports", []))
