@@ -49,12 +49,14 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
     from seatmark.brokers import opened_brokers
+    from views.migrate import refuse_other_timezone
     from views.raw_log import open_raw_log
     from views.store import connect
 
     topic = Topics(settings.topic_prefix).events
     brokers = await opened_brokers(settings)
     with closing(connect(settings.clickhouse_dsn.get_secret_value())) as client:
+        refuse_other_timezone(client, settings.timezone)
         log = open_raw_log(client, topic)
         producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=2 * 1024 * 1024)
 
@@ -130,12 +132,18 @@ async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[
 
 
 async def _again_and_again(run: Callable[[], Coroutine[Any, Any, None]], pause_ms: int, stop: asyncio.Event, what: str) -> None:
-    """Run until `stop` is set, and anew after a failure: brokers or ClickHouse may be away, and the sink goes on meanwhile."""
+    """Run until `stop` is set, and anew after a failure: brokers or ClickHouse may be away, and the sink goes on meanwhile.
+
+    Raises TimezoneChanged: only another setting helps.
+    """
     from processors import metrics
+    from views.migrate import TimezoneChanged
 
     while not stop.is_set():
         try:
             await run()
+        except TimezoneChanged:
+            raise
         except Exception:
             metrics.UPKEEP_FAILURES.labels(what).inc()
             logger.exception("the %s failed; the next attempt is in %.0f s", what, pause_ms / 1000)
@@ -147,11 +155,13 @@ def audited(settings: Settings, **options: Any) -> Any:
     from processors.agents import Topics
     from processors.audit import Auditor
     from processors.domain.days import Calendar
+    from views.migrate import refuse_other_timezone
     from views.raw_log import open_raw_log
     from views.store import connect
 
     client = connect(settings.clickhouse_dsn.get_secret_value())
     try:
+        refuse_other_timezone(client, settings.timezone)
         log = open_raw_log(client, Topics(settings.topic_prefix).events)
         auditor = Auditor(log, calendar=Calendar(settings.timezone), late_after_ms=settings.late_after)
         return auditor.run(_now_ms(), **options)

@@ -52,7 +52,7 @@ def migrate(dsn: str, timezone: str, cluster: str = "") -> None:
         _Cluster(dsn, cluster).apply(MIGRATIONS)
         client = connect(dsn)
         try:
-            _refuse_other_timezone(client, timezone)
+            refuse_other_timezone(client, timezone)
             set_timezone(client, timezone)
             write_calendar(client, calendar)
         finally:
@@ -124,7 +124,8 @@ def _stored_timezone(client: Client) -> str | None:
     return stored[0][0] if stored else None
 
 
-def _refuse_other_timezone(client: Client, timezone: str) -> None:
+def refuse_other_timezone(client: Client, timezone: str) -> None:
+    """Before days are written: those that are stored are of one time zone. Raises TimezoneChanged."""
     stored = _stored_timezone(client)
     if stored not in (None, timezone) and client.query("SELECT 1 FROM days LIMIT 1").result_rows:
         raise TimezoneChanged(

@@ -2,15 +2,22 @@
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
 from seatmark import upkeep
+from seatmark.chdb_http import ChdbHttp
 from seatmark.settings import load_settings
-from seatmark.upkeep import keep_auditing
+from seatmark.upkeep import audited, keep_auditing, keep_restating
+from tests.web.conftest import event
+from tests.web.vendor import Vendor
+from views.migrate import TimezoneChanged, migrate
+from views.store import connect
 
 
 async def test_an_audit_under_way_ends_when_the_process_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +67,16 @@ async def test_an_audit_that_fails_is_counted_and_tried_again(
     await asyncio.wait_for(keep_auditing(settings, stop, lambda entitlement: True), 30)
     assert failures() == before + 2
     assert "the audit failed; the next attempt is in" in caplog.text
+
+
+async def test_days_are_not_put_right_in_another_time_zone_than_theirs(chdb_http: ChdbHttp) -> None:
+    """The worker has its time zone in its state; a sink that is given another one must not write days of that."""
+    dsn = chdb_http.dsn(f"zones_{uuid.uuid4().hex}")
+    migrate(dsn, "Europe/Paris")
+    with closing(connect(dsn)) as client:
+        Vendor(client, "Europe/Paris").send([event("seat.activated", "22T09:00", seat_id="a")])
+    settings = load_settings({"SEATMARK_CLICKHOUSE_DSN": dsn})
+    with pytest.raises(TimezoneChanged, match="Europe/Paris, but SEATMARK_TIMEZONE is UTC"):
+        await keep_restating(settings, asyncio.Event(), lambda entitlement: True)
+    with pytest.raises(TimezoneChanged, match="Europe/Paris"):
+        audited(settings)
