@@ -230,7 +230,8 @@ async def finds(brokers: Brokers, topic: str) -> None:
         raise for_code(found["error_code"])(topic)
 
 
-async def joins(brokers: Brokers, group: str) -> None:
+async def looks_into(brokers: Brokers, group: str) -> None:
+    """What comes before joining."""
     async with AIOKafkaConsumer(**brokers.client, group_id=group) as consumer:
         await consumer.committed(TopicPartition("any", 0))
 
@@ -267,9 +268,9 @@ TOPIC, GROUP = TopicAuthorizationFailedError, GroupAuthorizationFailedError
         ("producer", writes, "entitlement-activity", TOPIC),
         ("producer", takes_over, "seatmark-ledger-changelog-0", TransactionalIdAuthorizationFailed),
         ("sink", writes, "overdraft-alerts", TOPIC),
-        ("sink", joins, "seatmark", GROUP),
+        ("sink", looks_into, "seatmark", GROUP),
         ("worker", deletes, "seatmark-ledger-changelog", TOPIC),
-        ("worker", joins, "seatmark-sink", GROUP),
+        ("alerts", looks_into, "seatmark-sink", GROUP),
         ("alerts", writes, "overdraft-alerts", TOPIC),
         ("alerts", finds, "entitlement-events", TOPIC),
         ("operator", writes, "overdraft-alerts", TOPIC),
@@ -335,7 +336,7 @@ async def test_a_wrong_password_ends_a_command_with_one_line(secured: SecuredKaf
     del settings["SEATMARK_KAFKA_PASSWORD_FILE"]
     result = await seatmark(settings, command)
     assert result.returncode == 1
-    assert result.stderr.startswith("seatmark: the Kafka broker 127.0.0.1:")
+    assert "seatmark: the Kafka broker 127.0.0.1:" in result.stderr
     assert "it refuses who we say that we are" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "geheim" not in result.stderr
