@@ -16,14 +16,12 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.events import format_time
 from views.store import Store
 from views.web import api, assets, metrics, pages
 from views.web.access import Access, SignInNeeded
 from views.web.answers import Alive, Ready
 from views.web.live import STOP
 from views.web.problems import Problem, answer_with_problems, describe_problems, problem_response
-from views.web.reading import reporting_day
 from views.web.reference import reference_page
 
 _ABOUT = """Seats and features of software entitlements: how they were used day by day, how they stand, and who is in overdraft.
@@ -78,7 +76,7 @@ def create_app(
         return RedirectResponse(f"/sign-in?next={quote(path, safe='')}", 303)
 
     def clickhouse() -> None:
-        reporting_day(store, format_time(app.state.access.now_ms()).replace("T", " ").rstrip("Z"))
+        store.reporting_timezone()
 
     @app.get("/livez", tags=["operation"])
     def livez() -> Alive:

@@ -19,7 +19,8 @@ from processors.domain.overdraft import OVERDRAWN
 from schemas.events import SEATS, format_time, parse_time
 from views.days import completed_days
 from views.exact import ElementLog, Held
-from views.store import Store, StoreUnavailable
+from views.reporting import ReportingDays
+from views.store import Store
 from views.tokens import Scope
 from views.web.problems import Problem
 
@@ -31,9 +32,11 @@ WINDOW_DAYS = 30
 MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
 _ONE_DAY = datetime.timedelta(days=1)
-_MONTH = datetime.timedelta(days=31)
+_LOOK_BACK = datetime.timedelta(days=10)
 _SPAN_MS = 40 * 86_400_000
 _LAST_MS = 253_402_300_799_999
+# 2299-12-31: ClickHouse's times end there. No event is from later than its arrival.
+_LAST_SQL_MS = 10_413_791_999_999
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,18 @@ class Reader:
     store: Store
     scope: Scope
     now_ms: int
-    _reporting: tuple[str, datetime.date] | None = field(default=None, repr=False)
+    _reporting: ReportingDays | None = field(default=None, repr=False)
     _elements: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def timezone(self) -> str:
         """The reporting time zone."""
-        return self._reporting_day()[0]
+        return self._days.timezone
 
     @property
     def today(self) -> datetime.date:
         """The date in it."""
-        return self._reporting_day()[1]
+        return self._days.date_at(self.now_ms)
 
     def elements_of(self, entitlement: str) -> list[dict[str, Any]]:
         """The elements of an entitlement, as they stand. Raises Problem 404: none that the reader may see."""
@@ -140,10 +143,10 @@ class Reader:
 
     def days_of(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
         """The days of one element from the first to the last date, by the reporting time zone. Raises Problem 404."""
+        first = max(FIRST_DATE, first)
         stored = self._stored_days(entitlement, element, first, last)
         marks = self._query_of(entitlement, "usage_marks", element=element)
-        dates = self._query("dates", first_day=first, last_day=last)
-        return completed_days(dates, stored, marks, today=self.today.isoformat(), at_ms=self.now_ms)
+        return completed_days(self._days.between(first, last), stored, marks, today=self.today, at_ms=self.now_ms)
 
     def history(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         """Events of an entitlement, newest first. Raises Problem 404 for it or the element, 422 for a bad cursor."""
@@ -263,10 +266,10 @@ class Reader:
 
     def _stored_days(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
         """The stored days of an element from the first to the last date, and the latest before them."""
-        # Nearly always there is a row in the month before. ClickHouse has a partition for each month, and each costs time.
-        looked_from = max(FIRST_DATE, first - _MONTH)
+        # Nearly always there is a row in the days before. ClickHouse has a partition for each month, and each costs time.
+        looked_from = max(FIRST_DATE, first - _LOOK_BACK)
         stored = self._query_of(entitlement, "usage_days", element=element, first_day=looked_from, last_day=last)
-        if not stored or stored[0]["date"] > first.isoformat():
+        if not stored or stored[0]["day"] > first:
             for row in self._query_of(entitlement, "usage_day_before", element=element, first_day=looked_from):
                 day = row["latest"]
                 stored = self._query_of(entitlement, "usage_days", element=element, first_day=day, last_day=day) + stored
@@ -275,36 +278,40 @@ class Reader:
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
         where = {
-            "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat,
-            "user": wanted.user, "before_ms": place[0], "before_epoch": place[1], "before_offset": place[2],
-            "before_element": place[3],
+            "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat, "user": wanted.user,
+            "before": _in_sql(place[0]), "before_epoch": place[1], "before_offset": place[2], "before_element": place[3],
         }  # fmt: skip
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
         # First in the months before the place: each partition costs time, and nearly always these have enough.
         newest = min(place[0], max(element["as_of"] for element in self.elements_of(entitlement)))
         for from_ms in sorted({max(wanted.from_ms, newest - _SPAN_MS), wanted.from_ms}, reverse=True):
-            [span] = self._query_of(entitlement, "history_span", **where, from_ms=from_ms, rows=looked_at)
-            if span["found"] == looked_at:
+            found = self._query_of(entitlement, "history", **where, **{"from": _in_sql(from_ms)}, rows=looked_at)
+            if len(found) == looked_at:
                 break
-        if not span["found"]:
-            return Page([], None)
-        rows = self._query_of(entitlement, "history", **where, from_ms=span["oldest"], rows=limit + 1)
-        more = len(rows) > limit or span["found"] == looked_at
+        versions: dict[tuple[int, int, int, str], dict[str, Any]] = {}
+        for row in found:
+            versions.setdefault(_place_of(row), row)
+        rows = list(versions.values())
+        more = len(rows) > limit or len(found) == looked_at
         rows = rows[:limit]
-        last = rows[-1]
-        following = _cursor(last["happened_at"], last["epoch"], last["offset"], last["element"]) if more else None
-        # An event that came again with another time has a row for each; the one that arrived first counts.
-        first_arrivals = {
-            (row["element"], row["source"], row["id"]): tuple(row["first_arrival"])
-            for row in self._query_of(entitlement, "arrivals", ids=sorted({row["id"] for row in rows}))
-        }
-        shown = [
-            row
-            for row in rows
-            if first_arrivals[row["element"], row["source"], row["id"]] == (row["epoch"], row["offset"])
-        ]  # fmt: skip
-        return Page([_event(row) for row in shown], following)
+        if not rows:
+            return Page([], None)
+        counting = self._counting(entitlement, sorted({row["id"] for row in rows}))
+        shown = [_event(row) for row in rows if (*_place_of(row), row["rank"]) in counting]
+        return Page(shown, _cursor(*_place_of(rows[-1])) if more else None)
+
+    def _counting(self, entitlement: str, ids: list[str]) -> set[tuple[int, int, int, str, int]]:
+        """Place and rank of the rows that count of some events (docs/numbers.md, 'Storage'), whether they are merged or not."""
+        of_time: dict[tuple[str, str, str], dict[int, tuple[int, int, int]]] = {}
+        for row in self._query_of(entitlement, "arrivals", ids=ids):
+            times = of_time.setdefault((row["element"], row["source"], row["id"]), {})
+            times[row["time"]] = max(times.get(row["time"], (-1, 0, 0)), (row["rank"], row["epoch"], row["offset"]))
+        counting = set()
+        for (element, _, _), times in of_time.items():
+            epoch, offset, time, rank = min((epoch, offset, time, rank) for time, (rank, epoch, offset) in times.items())
+            counting.add((time, epoch, offset, element, rank))
+        return counting
 
     def _log(self, entitlement: str, element: str) -> ElementLog:
         rows = self._query("raw_events", entitlement=entitlement, element=element, rows=MAX_FOLDED + 1)
@@ -325,12 +332,13 @@ class Reader:
 
     @property
     def _at(self) -> str:
-        """The present as ClickHouse reads it."""
-        return format_time(self.now_ms).replace("T", " ").rstrip("Z")
+        return _in_sql(self.now_ms)
 
-    def _reporting_day(self) -> tuple[str, datetime.date]:
+    @property
+    def _days(self) -> ReportingDays:
+        """The same for all of a request."""
         if self._reporting is None:
-            self._reporting = reporting_day(self.store, self._at)
+            self._reporting = self.store.reporting_days()
         return self._reporting
 
     def _query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -343,14 +351,6 @@ class Reader:
         """A query of one entitlement, bound to its elements that the reader may see: looked up once for all of a request."""
         visible = [element["element"] for element in self.elements_of(entitlement)]
         return self.store.query(name, entitlement=entitlement, visible=visible, **parameters)
-
-
-def reporting_day(store: Store, at: str) -> tuple[str, datetime.date]:
-    """The reporting time zone, and the date in it at an instant as ClickHouse reads it. Raises StoreUnavailable."""
-    rows = store.query("reporting_day", at=at)
-    if not rows or not rows[0]["timezone"]:
-        raise StoreUnavailable(f"ClickHouse at {store.address} has no reporting days: run the migrations")
-    return rows[0]["timezone"], datetime.date.fromisoformat(rows[0]["day"])
 
 
 def choose_element(entitlement: str, elements: list[dict[str, Any]], asked: str | None) -> str:
@@ -410,6 +410,16 @@ def _place(cursor: str | None, kinds: tuple[type, ...]) -> Any:
     raise Problem(422, "invalid-request", "query.cursor: expected the `next` of an earlier answer, or nothing")
 
 
+def _in_sql(milliseconds: int) -> str:
+    """A time (ms since 1970) as ClickHouse reads it."""
+    return format_time(min(max(milliseconds, 0), _LAST_SQL_MS)).replace("T", " ").rstrip("Z")
+
+
+def _place_of(row: dict[str, Any]) -> tuple[int, int, int, str]:
+    """Where a row is in the history: time, epoch, offset, element."""
+    return row["time"], row["epoch"], row["offset"], row["element"]
+
+
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     return row["entitlement"], row["element"]
 
@@ -420,8 +430,8 @@ def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:
-    row = {"time": row.pop("happened_at"), **row}
-    del row["epoch"], row["offset"]
+    row = dict(row)
+    del row["epoch"], row["offset"], row["rank"]
     row["overdrawn"] = row["state"] in OVERDRAWN
     return _with_times(row, "time", "lease_expires_at", "placed_at")
 
