@@ -64,6 +64,7 @@ def create_app(
     app.add_middleware(_Measured)
     app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))
     app.state.problem_page = _problem_page
+    app.state.prepare = lambda: pages.prepare(store, app.state.access.now_ms())
     app.include_router(api.router)
     app.include_router(assets.router)
 
@@ -119,11 +120,14 @@ def create_app(
     return app
 
 
-async def serve(app: ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
+async def serve(app: FastAPI, host: str, port: int, stop: asyncio.Event) -> None:
     """Serve an application until `stop` is set; requests that are being answered then still are.
+
+    It listens once it is prepared, so that who comes first does not wait longer than others.
 
     Raises OSError: nothing can listen there.
     """
+    await asyncio.to_thread(app.state.prepare)
     # Listening is ours, because uvicorn would end the process where it cannot.
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
 
