@@ -193,6 +193,7 @@ def test_every_query_is_bound_to_the_scope() -> None:
         bound = (
             "visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})",
             "element IN {visible:Array(String)}",
+            "(entitlement, element) IN {visible:Array(Tuple(String, String))}",
         )
         assert any(way in text for way in bound) == (file.stem not in free), file.name
         tables = re.findall(r"\b(?:FROM|JOIN) (elements|live_levels|overdrawn_now)\b", text)

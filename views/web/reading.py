@@ -1,8 +1,8 @@
 """What the web reads: one reader per request, which may see what its scope says. Pages, API and CSV all ask it.
 
 Every query is bound to the scope: by `Reader._query`, where it reads of elements only `visible_elements`
-(views/migrations/0007_readers.sql) of it; or by `Reader._query_of`, to the elements of one entitlement that this view has
-shown.
+(views/migrations/0007_readers.sql) of it; or to elements that this view has shown in the same request: those of one entitlement
+by `Reader._query_of`, those of the report by `Reader.overdrafts`.
 """
 
 import base64
@@ -19,6 +19,7 @@ from processors.domain.overdraft import OVERDRAWN
 from schemas.events import SEATS, format_time, parse_time
 from views.days import completed_days
 from views.exact import ElementLog, Held
+from views.report import LevelsHeld, levels_held, overdraft_days
 from views.reporting import ReportingDays
 from views.store import Store
 from views.tokens import Scope
@@ -229,13 +230,21 @@ class Reader:
         rows = [row for row in rows if row["overdrawn"] or not now]
         if not rows:
             return []
-        elements = [_key(row) for row in rows]
-        window = {"elements": elements, "first_day": first_day, "at": self._at}
-        by_day = {_key(row): row for row in self._query("overdraft_days", **window, today=self.today)}
-        entitlements = sorted({name for name, _ in elements})
-        by_level = {_key(row): row for row in self._query("levels_held", **window, entitlements=entitlements)}
-        ended = {_key(row): row["ended"] for row in self._query("episode_counts", **window)}
-        report = [_report_row(row, by_day[_key(row)], by_level.get(_key(row)), ended.get(_key(row), 0)) for row in rows]
+        visible = [_key(row) for row in rows]
+        of_these = {"visible": visible, "entitlements": sorted({name for name, _ in visible})}
+        dates = [(datetime.date.fromisoformat(day.day), day) for day in self._days.between(first_day, self.today)]
+        start_ms = dates[0][1].start
+        window = {"from": _in_sql(start_ms), "at": self._at}
+        stored = self._report_days(of_these, first_day)
+        steps = _by_key(self.store.query("levels_held", **of_these, **window))
+        ended = {_key(row): row["ended"] for row in self.store.query("episode_counts", **of_these, **window)}
+        report = []
+        for row in rows:
+            of_element = stored.get(_key(row), [])
+            days = overdraft_days(dates, of_element, today=self.today, at_ms=self.now_ms)
+            carried = next((day for day in reversed(of_element) if day["day"] < first_day), None)
+            levels = levels_held(steps.get(_key(row), []), carried, start_ms, self.now_ms)
+            report.append(_report_row(row, days, levels, ended.get(_key(row), 0)))
         report.sort(key=lambda row: (not row["overdrawn"], -row["overdraft_seconds"], row["entitlement"], row["element"]))
         return report
 
@@ -273,6 +282,17 @@ class Reader:
             for row in self._query_of(entitlement, "usage_day_before", element=element, first_day=looked_from):
                 day = row["latest"]
                 stored = self._query_of(entitlement, "usage_days", element=element, first_day=day, last_day=day) + stored
+        return stored
+
+    def _report_days(self, of_these: dict[str, Any], first: datetime.date) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """The stored days of some elements from the first date to today, and the latest before them."""
+        looked_from = max(FIRST_DATE, first - _LOOK_BACK)
+        stored = _by_key(self.store.query("overdraft_days", **of_these, first_day=looked_from, last_day=self.today))
+        without = [key for key in of_these["visible"] if key not in stored or stored[key][0]["day"] > first]
+        if without:
+            of_these = {"visible": without, "entitlements": sorted({name for name, _ in without})}
+            for row in self.store.query("overdraft_day_before", **of_these, first_day=looked_from):
+                stored[_key(row)] = [row, *stored.get(_key(row), [])]
         return stored
 
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
@@ -424,6 +444,14 @@ def _key(row: dict[str, Any]) -> tuple[str, str]:
     return row["entitlement"], row["element"]
 
 
+def _by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows by entitlement and element, in their order."""
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(_key(row), []).append(row)
+    return grouped
+
+
 def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
     """The row with these fields, ms since 1970, as RFC 3339."""
     return row | {name: None if row[name] is None else format_time(row[name]) for name in fields}
@@ -455,26 +483,21 @@ def _held(held: Held) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _report_row(
-    row: dict[str, Any], by_day: dict[str, Any], by_level: dict[str, Any] | None, ended: int
-) -> dict[str, Any]:  # fmt: skip
+def _report_row(row: dict[str, Any], days: list[dict[str, Any]], levels: LevelsHeld | None, ended: int) -> dict[str, Any]:
     overdrawn = bool(row["overdrawn"])
     limit = row["limit"]
-    days = [
-        {"day": day, "max": most, "limit": bought, "overdraft_seconds": over, "peak_overage": overage, "denials": denied}
-        for day, most, bought, over, overage, denied in by_day["days"]
-    ]
+    seconds = [day["overdraft_seconds"] for day in days]
     half = len(days) // 2
-    covers = {share: by_level[f"covers_{share}"] if by_level is not None else row["level"] for share in (95, 99, 100)}
+    covers = {share: levels.enough(share) if levels is not None else row["level"] for share in (95, 99, 100)}
     return _with_times(row, "since", "as_of") | {
         "overdrawn": overdrawn,
         "episodes_in_30_days": ended + overdrawn,
-        "overdraft_seconds": float(by_day["overdraft_seconds"]),
-        "overdraft_seconds_earlier": sum(day["overdraft_seconds"] for day in days[:half]),
-        "overdraft_seconds_later": sum(day["overdraft_seconds"] for day in days[half:]),
-        "unit_seconds_over": float(by_level["unit_seconds_over"]) if by_level is not None else 0.0,
-        "peak_overage": by_day["peak_overage"],
-        "denials": by_day["denials"],
+        "overdraft_seconds": round(sum(seconds), 3),
+        "overdraft_seconds_earlier": round(sum(seconds[:half]), 3),
+        "overdraft_seconds_later": round(sum(seconds[half:]), 3),
+        "unit_seconds_over": levels.unit_ms_over / 1000 if levels is not None else 0.0,
+        "peak_overage": max(day["peak_overage"] for day in days),
+        "denials": sum(day["denials"] for day in days),
         **{f"covers_{share}": seats for share, seats in covers.items()},
         **{f"buy_{share}": None if limit is None else max(0, seats - limit) for share, seats in covers.items()},
         "days": days,

@@ -1,0 +1,93 @@
+"""What the overdraft report adds up for one element: its days, and the levels that it held.
+
+A day is completed as in views/days.py, in the few fields that the report needs: it has 30 days of each of its elements.
+"""
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from processors.domain.days import DayBounds
+
+Row = Mapping[str, Any]
+
+
+def overdraft_days(
+    dates: Sequence[tuple[datetime.date, DayBounds]], stored: Sequence[Row], *, today: datetime.date, at_ms: int
+) -> list[dict[str, Any]]:
+    """What overdraft there was on each date, as it stands at an instant (ms since 1970); dates without a row are filled.
+
+    dates: in order.
+    stored: rows of the query overdraft_days of one element, the oldest first: the dates' and the latest before; more do no harm.
+    """
+    days = []
+    latest: Row | None = None
+    ahead = list(reversed(stored))
+    for day, bounds in dates:
+        while ahead and ahead[-1]["day"] <= day:
+            latest = ahead.pop()
+        if latest is None:
+            days.append(_day(bounds.day, 0, None, 0, 0, 0))
+            continue
+        own = latest["day"] == day
+        limit = latest["closing_limit"]
+        overage = max(latest["closing"] - limit, 0) if limit is not None else 0
+        over_ms = latest["overdraft_ms"] if own else 0
+        if overage:
+            known_ms = latest["as_of"] if own else bounds.start
+            ended_ms = latest["day_end"] if own else bounds.end
+            over_ms += (max(at_ms, known_ms) if day >= today else ended_ms) - known_ms
+        if own:
+            days.append(_day(bounds.day, latest["max"], latest["limit"], over_ms, latest["peak_overage"], latest["denials"]))
+        else:
+            days.append(_day(bounds.day, latest["closing"], limit, over_ms, overage, 0))
+    return days
+
+
+def _day(day: str, most: int, limit: int | None, over_ms: int, overage: int, denials: int) -> dict[str, Any]:
+    return {
+        "day": day, "max": most, "limit": limit, "overdraft_seconds": over_ms / 1000, "peak_overage": overage,
+        "denials": denials,
+    }  # fmt: skip
+
+
+@dataclass
+class LevelsHeld:
+    """For how long (ms) which levels were held; a level of an instant is there with 0. unit_ms_over: units above the limit."""
+
+    milliseconds: dict[int, int] = field(default_factory=dict)
+    unit_ms_over: int = 0
+
+    def add(self, level: int, limit: int | None, held_ms: int) -> None:
+        """Take a level that was held under a limit."""
+        self.milliseconds[level] = self.milliseconds.get(level, 0) + held_ms
+        if limit is not None and level > limit:
+            self.unit_ms_over += (level - limit) * held_ms
+
+    def enough(self, percent: int) -> int:
+        """The least level that was not exceeded for so many percent of the time; 100: not for an instant."""
+        if percent == 100:
+            return max(self.milliseconds)
+        total = sum(self.milliseconds.values())
+        up_to = 0
+        for level in sorted(self.milliseconds):
+            up_to += self.milliseconds[level]
+            if up_to * 100 >= total * percent:
+                return level
+        raise AssertionError("the time up to the greatest level is all of it")
+
+
+def levels_held(steps: Iterable[Row], carried: Row | None, start_ms: int, at_ms: int) -> LevelsHeld | None:
+    """The levels of one element from an instant to another; None before its first event.
+
+    steps: its rows of the query levels_held. carried: its latest stored day before start_ms.
+    """
+    held = LevelsHeld()
+    first_ms = at_ms
+    for step in steps:
+        held.add(step["level"], step["limit"], step["held_ms"])
+        first_ms = min(first_ms, step["first_ms"])
+    if carried is not None:
+        held.add(carried["closing"], carried["closing_limit"], max(0, first_ms - start_ms))
+    return held if held.milliseconds else None
