@@ -211,13 +211,18 @@ def store() -> None:
 
 
 def sink_parts(settings: Settings, sink: "Sink", stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
-    """What runs in a sink's process. Restatement and audit look after the entitlements whose rows this sink stores."""
+    """What runs in a sink's process. Upkeep looks after the entitlements whose rows this sink stores."""
     from processors.partitions import partition_of
 
     def owns(entitlement: str) -> bool:
         return partition_of(entitlement, settings.partitions) in sink.partitions
 
-    return [sink.run(stop), upkeep.keep_restating(settings, stop, owns), upkeep.keep_auditing(settings, stop, owns)]
+    return [
+        sink.run(stop),
+        upkeep.keep_restating(settings, stop, owns),
+        upkeep.keep_adding_up(settings, stop, owns),
+        upkeep.keep_auditing(settings, stop, owns),
+    ]
 
 
 async def _together(parts: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
+from views.store import named_queries
+
 _QUERIES = Path(__file__).parent / "queries" / "exact"
 
 Key = tuple[str, str]
@@ -98,6 +100,25 @@ class RawLog:
     def progress(self) -> list[tuple[int, str, int]]:
         """How far each source partition is stored: (partition, incarnation, offset)."""
         return [(row[0], row[1], row[2]) for row in self._rows("progress", topic=self._topic)]
+
+    def days_to_add_up(self, first: date, last: date) -> list[dict[str, Any]]:
+        """Day rows whose levels are not added up, as entitlement, element, day, version; and the generation that counts."""
+        found = self._client.query(self._queries["days_to_add_up"], parameters={"first_day": first, "last_day": last})
+        return list(found.named_results())
+
+    def levels_of_days(
+        self, elements: Sequence[Key], starts: Sequence[int], from_ms: int, to_ms: int
+    ) -> dict[tuple[str, str, int], dict[str, Any]]:
+        """What elements held on days, by entitlement, element and the day's start: as the overdraft report reads it.
+
+        starts: of all days from the one that begins at from_ms. Up to and with to_ms. Times in ms since 1970.
+        """
+        parameters = {
+            "visible": list(elements), "entitlements": sorted({entitlement for entitlement, _ in elements}),
+            "starts": list(starts), "from": _moment(from_ms), "to": _moment(to_ms),
+        }  # fmt: skip
+        rows = self._client.query(named_queries()["levels_of_days"], parameters=parameters).named_results()
+        return {(row["entitlement"], row["element"], row["start_ms"]): row for row in rows}
 
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""

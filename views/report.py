@@ -19,7 +19,7 @@ def overdraft_days(
     """What overdraft there was on each date, as it stands at an instant (ms since 1970); dates without a row are filled.
 
     dates: in order.
-    stored: rows of the query overdraft_days of one element, the oldest first: the dates' and the latest before; more do no harm.
+    stored: rows of the query overdraft_days of one element, the oldest first: the dates' and the latest before.
     """
     days = []
     latest: Row | None = None
@@ -78,16 +78,24 @@ class LevelsHeld:
         raise AssertionError("the time up to the greatest level is all of it")
 
 
-def levels_held(steps: Iterable[Row], carried: Row | None, start_ms: int, at_ms: int) -> LevelsHeld | None:
+def levels_held(days: Iterable[Row], carried: Row | None, start_ms: int, at_ms: int) -> LevelsHeld | None:
     """The levels of one element from an instant to another; None before its first event.
 
-    steps: its rows of the query levels_held. carried: its latest stored day before start_ms.
+    days: its rows of levels_held and levels_of_days, in order: what it held from the first to the last event of each day. In
+        between, the last level goes on.
+    carried: its latest stored day before start_ms.
     """
     held = LevelsHeld()
-    first_ms = at_ms
-    for step in steps:
-        held.add(step["level"], step["limit"], step["held_ms"])
-        first_ms = min(first_ms, step["first_ms"])
-    if carried is not None:
-        held.add(carried["closing"], carried["closing_limit"], max(0, first_ms - start_ms))
+    since = start_ms
+    level, limit = (carried["closing"], carried["closing_limit"]) if carried is not None else (None, None)
+    for day in days:
+        if not day["levels"]:
+            continue
+        if level is not None:
+            held.add(level, limit, day["first_at"] - since)
+        for step in zip(day["levels"], day["limits"], day["held_ms"], strict=True):
+            held.add(*step)
+        since, level, limit = day["last_at"], day["last_level"], day["last_limit"]
+    if level is not None:
+        held.add(level, limit, max(0, at_ms - since))
     return held if held.milliseconds else None

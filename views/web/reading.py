@@ -8,13 +8,13 @@ by `Reader._query_of`, those of the report by `Reader.overdrafts`.
 import base64
 import binascii
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from processors.domain.days import Calendar
+from processors.domain.days import Calendar, DayBounds
 from processors.domain.overdraft import OVERDRAWN
 from schemas.events import SEATS, format_time, parse_time
 from views.days import completed_days
@@ -38,6 +38,9 @@ _SPAN_MS = 40 * 86_400_000
 _LAST_MS = 253_402_300_799_999
 # 2299-12-31: ClickHouse's times end there. No event is from later than its arrival.
 _LAST_SQL_MS = 10_413_791_999_999
+
+# An element: (entitlement, element).
+_Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -230,21 +233,22 @@ class Reader:
         rows = [row for row in rows if row["overdrawn"] or not now]
         if not rows:
             return []
-        visible = [_key(row) for row in rows]
-        of_these = {"visible": visible, "entitlements": sorted({name for name, _ in visible})}
+        of_these = _visible(_key(row) for row in rows)
         dates = [(datetime.date.fromisoformat(day.day), day) for day in self._days.between(first_day, self.today)]
         start_ms = dates[0][1].start
-        window = {"from": _in_sql(start_ms), "at": self._at}
         stored = self._report_days(of_these, first_day)
-        steps = _by_key(self.store.query("levels_held", **of_these, **window))
-        ended = {_key(row): row["ended"] for row in self.store.query("episode_counts", **of_these, **window)}
+        levels = self._report_levels(stored, dates)
+        ended = {
+            _key(row): row["ended"]
+            for row in self.store.query("episode_counts", **of_these, **{"from": _in_sql(start_ms), "at": self._at})
+        }
         report = []
         for row in rows:
             of_element = stored.get(_key(row), [])
             days = overdraft_days(dates, of_element, today=self.today, at_ms=self.now_ms)
             carried = next((day for day in reversed(of_element) if day["day"] < first_day), None)
-            levels = levels_held(steps.get(_key(row), []), carried, start_ms, self.now_ms)
-            report.append(_report_row(row, days, levels, ended.get(_key(row), 0)))
+            held = levels_held(levels.get(_key(row), []), carried, start_ms, self.now_ms)
+            report.append(_report_row(row, days, held, ended.get(_key(row), 0)))
         report.sort(key=lambda row: (not row["overdrawn"], -row["overdraft_seconds"], row["entitlement"], row["element"]))
         return report
 
@@ -284,16 +288,44 @@ class Reader:
                 stored = self._query_of(entitlement, "usage_days", element=element, first_day=day, last_day=day) + stored
         return stored
 
-    def _report_days(self, of_these: dict[str, Any], first: datetime.date) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    def _report_days(self, of_these: dict[str, Any], first: datetime.date) -> dict[_Key, list[dict[str, Any]]]:
         """The stored days of some elements from the first date to today, and the latest before them."""
         looked_from = max(FIRST_DATE, first - _LOOK_BACK)
         stored = _by_key(self.store.query("overdraft_days", **of_these, first_day=looked_from, last_day=self.today))
         without = [key for key in of_these["visible"] if key not in stored or stored[key][0]["day"] > first]
         if without:
-            of_these = {"visible": without, "entitlements": sorted({name for name, _ in without})}
-            for row in self.store.query("overdraft_day_before", **of_these, first_day=looked_from):
+            for row in self.store.query("overdraft_day_before", **_visible(without), first_day=looked_from):
                 stored[_key(row)] = [row, *stored.get(_key(row), [])]
         return stored
+
+    def _report_levels(
+        self, stored: dict[_Key, list[dict[str, Any]]], dates: list[tuple[datetime.date, DayBounds]]
+    ) -> dict[_Key, list[dict[str, Any]]]:
+        """What some elements held on each of the dates, in order: as it was added up already, or from the raw log.
+
+        stored: their day rows, which say whether what was added up is still so.
+        """
+        first = dates[0][0]
+        wanted = {(key, row["day"]): row["version"] for key, rows in stored.items() for row in rows if row["day"] >= first}
+        found = {}
+        for row in self.store.query("levels_held", **_visible(stored), first_day=first, last_day=self.today):
+            if wanted.get((_key(row), row["day"])) == row["version"] and row["last_at"] <= self.now_ms:
+                found[_key(row), row["day"]] = row
+        missing = wanted.keys() - found.keys()
+        if missing:
+            starts = {bounds.start: day for day, bounds in dates}
+            since = min(day for _, day in missing)
+            for row in self.store.query(
+                "levels_of_days", **_visible({key for key, _ in missing}), starts=sorted(starts),
+                **{"from": _in_sql(next(bounds.start for day, bounds in dates if day == since)), "to": self._at},
+            ):  # fmt: skip
+                place = (_key(row), starts[row["start_ms"]])
+                if place in missing:
+                    found[place] = row
+        levels: dict[_Key, list[dict[str, Any]]] = {}
+        for key, day in sorted(found):
+            levels.setdefault(key, []).append(found[key, day])
+        return levels
 
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
@@ -440,13 +472,19 @@ def _place_of(row: dict[str, Any]) -> tuple[int, int, int, str]:
     return row["time"], row["epoch"], row["offset"], row["element"]
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str]:
+def _visible(elements: Iterable[_Key]) -> dict[str, Any]:
+    """Some elements as parameters. Their entitlements as well: by them the sort key prunes, by pairs it does not."""
+    visible = sorted(elements)
+    return {"visible": visible, "entitlements": sorted({name for name, _ in visible})}
+
+
+def _key(row: dict[str, Any]) -> _Key:
     return row["entitlement"], row["element"]
 
 
-def _by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _by_key(rows: list[dict[str, Any]]) -> dict[_Key, list[dict[str, Any]]]:
     """Rows by entitlement and element, in their order."""
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    grouped: dict[_Key, list[dict[str, Any]]] = {}
     for row in rows:
         grouped.setdefault(_key(row), []).append(row)
     return grouped
