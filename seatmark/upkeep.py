@@ -1,5 +1,7 @@
-"""Keeps the numbers right and quick to read, on a schedule in the sink's process: restatement, audit, and what the overdraft report
-has added up. The first two are commands, too."""
+"""Keeps the numbers right, and quick to read: restatement, audit, and what is added up for the overdraft report.
+
+On a schedule in the sink's process; the first two also as commands.
+"""
 
 import asyncio
 import logging

@@ -1,6 +1,6 @@
 """Adds up how long each level was held, day by day, for the overdraft report: the table `levels_held`.
 
-Whatever is missing or outdated there, the report reads from the raw log itself, with the same query; so a pass may end anywhere,
+Whatever is missing or outdated there, the report reads from the raw log itself, with the same query. So a pass may end anywhere,
 run twice at once, or not run at all.
 """
 
@@ -44,9 +44,9 @@ def add_up_levels(log: RawLog, days: ReportingDays, now_ms: int, owns: Callable[
     """
     today = days.date_at(now_ms)
     first = today - (_DAYS - 1) * _ONE_DAY
-    # The order matters. A day row is stored after the raw rows that it tells of, but for restatement, which writes day rows first,
-    # then raw rows, then that it is done. So: the day rows, whether anything is to be restated, the raw rows. What is read of the
-    # raw log is then at least as new as the day row; and where it is newer, the day row is soon another.
+    # The order matters. A day row is stored after the raw rows that it tells of, but for restatement: that writes day rows first,
+    # then raw rows, and then that it is done. So: the day rows, whether anything is to be restated, the raw rows. What is read of
+    # the raw log is then at least as new as the day row; and where it is newer, the day row is soon another.
     rows = [row for row in log.days_to_add_up(first, today) if owns(row["entitlement"])]
     marked = set(log.marked_elements(today))
     of_element: dict[Key, list[dict[str, Any]]] = {}
