@@ -1,7 +1,7 @@
 """Adds up how long each level was held, day by day, for the overdraft report: the table `levels_held`.
 
-Whatever is missing or outdated there, the report reads from the raw log itself, with the same query. So a pass may end anywhere,
-run twice at once, or not run at all.
+Whatever is missing or outdated there, the report reads from the raw log itself, with the same query. So a pass may end
+anywhere, run twice at once, or not run at all.
 """
 
 import datetime
@@ -31,8 +31,8 @@ _COLUMNS: dict[str, pa.DataType] = {
     "last_at": _MS,
     "last_level": pa.int64(),
     "last_limit": pa.int64(),
+    "over_unit_ms": pa.decimal128(38, 0),
     "levels": pa.list_(pa.int64()),
-    "limits": pa.list_(pa.int64()),
     "held_ms": pa.list_(pa.int64()),
 }
 
@@ -44,9 +44,10 @@ def add_up_levels(log: RawLog, days: ReportingDays, now_ms: int, owns: Callable[
     """
     today = days.date_at(now_ms)
     first = today - (_DAYS - 1) * _ONE_DAY
-    # The order matters. A day row is stored after the raw rows that it tells of, but for restatement: that writes day rows first,
-    # then raw rows, and then that it is done. So: the day rows, whether anything is to be restated, the raw rows. What is read of
-    # the raw log is then at least as new as the day row; and where it is newer, the day row is soon another.
+    # The order matters. A day row is stored after the raw rows that it tells of, but for restatement: that writes day rows
+    # first, then raw rows, and then that it is done. So: the day rows, whether anything is to be restated, the raw rows.
+    # What is read of the raw log is then at least as new as the day row; and where it is newer, the day row is soon
+    # another.
     rows = [row for row in log.days_to_add_up(first, today) if owns(row["entitlement"])]
     marked = set(log.marked_elements(today))
     of_element: dict[Key, list[dict[str, Any]]] = {}
@@ -82,7 +83,7 @@ def begin_generation(client: Client) -> None:
 
 def _held(found: dict[tuple[str, str, int], dict[str, Any]], row: dict[str, Any], start_ms: int) -> dict[str, Any]:
     nothing: dict[str, Any] = {
-        "first_at": start_ms, "last_at": start_ms, "last_level": 0, "last_limit": None, "levels": [], "limits": [],
+        "first_at": start_ms, "last_at": start_ms, "last_level": 0, "last_limit": None, "over_unit_ms": 0, "levels": [],
         "held_ms": [],
     }  # fmt: skip
     return found.get((row["entitlement"], row["element"], start_ms), nothing)

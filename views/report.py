@@ -54,16 +54,22 @@ def _day(day: str, most: int, limit: int | None, over_ms: int, overage: int, den
 
 @dataclass
 class LevelsHeld:
-    """For how long (ms) which levels were held; a level of an instant is there with 0. unit_ms_over: units above the limit."""
+    """For how long (ms) which levels were held; a level of an instant is there with 0. over_unit_ms: units above limits."""
 
     milliseconds: dict[int, int] = field(default_factory=dict)
-    unit_ms_over: int = 0
+    over_unit_ms: int = 0
 
-    def add(self, level: int, limit: int | None, held_ms: int) -> None:
+    def add(self, levels: Iterable[int], held_ms: Iterable[int]) -> None:
+        """Take levels, and how long each was held."""
+        known = self.milliseconds
+        for level, held in zip(levels, held_ms, strict=True):
+            known[level] = known.get(level, 0) + held
+
+    def add_under(self, limit: int | None, level: int, held_ms: int) -> None:
         """Take a level that was held under a limit."""
-        self.milliseconds[level] = self.milliseconds.get(level, 0) + held_ms
+        self.add([level], [held_ms])
         if limit is not None and level > limit:
-            self.unit_ms_over += (level - limit) * held_ms
+            self.over_unit_ms += (level - limit) * held_ms
 
     def enough(self, percent: int) -> int:
         """The least level that was not exceeded for so many percent of the time; 100: not for an instant."""
@@ -92,10 +98,10 @@ def levels_held(days: Iterable[Row], carried: Row | None, start_ms: int, at_ms: 
         if not day["levels"]:
             continue
         if level is not None:
-            held.add(level, limit, day["first_at"] - since)
-        for step in zip(day["levels"], day["limits"], day["held_ms"], strict=True):
-            held.add(*step)
+            held.add_under(limit, level, day["first_at"] - since)
+        held.add(day["levels"], day["held_ms"])
+        held.over_unit_ms += day["over_unit_ms"]
         since, level, limit = day["last_at"], day["last_level"], day["last_limit"]
     if level is not None:
-        held.add(level, limit, max(0, at_ms - since))
+        held.add_under(limit, level, max(0, at_ms - since))
     return held if held.milliseconds else None

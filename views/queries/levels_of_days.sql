@@ -1,5 +1,6 @@
--- How long the given elements (`visible`, a list of entitlement and element) held which level under which limit, day by day: of the
--- events that were placed on a day, from the first to the last, each level from the event that made it to the next one.
+-- How long the given elements (`visible`, a list of entitlement and element) held which level, day by day: of the events that were
+-- placed on a day, from the first to the last, each level from the event that made it to the next one.
+-- over_unit_ms: units above the limit, summed over that time.
 -- starts: the first instants (ms) of all days from the first one on; those of days that are not asked for do no harm. to: up to and
 -- with this instant.
 -- An event that is placed more than 31 days after its own time is left out.
@@ -9,11 +10,10 @@ SELECT
     start_ms,
     min(earliest) AS first_at,
     max(latest).1 AS last_at,
-    argMax((level, `limit`), latest) AS last,
-    last.1 AS last_level,
-    last.2 AS last_limit,
+    argMax(level, latest) AS last_level,
+    argMax(latest_limit, latest).1 AS last_limit,
+    sum(over) AS over_unit_ms,
     groupArray(level) AS levels,
-    groupArray(tuple(`limit`)).1 AS limits,
     groupArray(held) AS held_ms
 FROM
 (
@@ -22,10 +22,11 @@ FROM
         element,
         start_ms,
         level,
-        `limit`,
         sum(until_ms - t_ms) AS held,
+        sum(toInt128(until_ms - t_ms) * ifNull(greatest(level - `limit`, 0), 0)) AS over,
         min(t_ms) AS earliest,
-        max((t_ms, epoch, `offset`)) AS latest
+        max((t_ms, epoch, `offset`)) AS latest,
+        argMax(tuple(`limit`), (t_ms, epoch, `offset`)) AS latest_limit
     FROM
     (
         SELECT
@@ -48,6 +49,6 @@ FROM
             ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING
         )
     )
-    GROUP BY entitlement, element, start_ms, level, `limit`
+    GROUP BY entitlement, element, start_ms, level
 )
 GROUP BY entitlement, element, start_ms;

@@ -533,7 +533,7 @@ def _report_row(row: dict[str, Any], days: list[dict[str, Any]], levels: LevelsH
         "overdraft_seconds": round(sum(seconds), 3),
         "overdraft_seconds_earlier": round(sum(seconds[:half]), 3),
         "overdraft_seconds_later": round(sum(seconds[half:]), 3),
-        "unit_seconds_over": levels.unit_ms_over / 1000 if levels is not None else 0.0,
+        "unit_seconds_over": levels.over_unit_ms / 1000 if levels is not None else 0.0,
         "peak_overage": max(day["peak_overage"] for day in days),
         "denials": sum(day["denials"] for day in days),
         **{f"covers_{share}": seats for share, seats in covers.items()},
