@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -128,6 +129,9 @@ async def serve(app: FastAPI, host: str, port: int, stop: asyncio.Event) -> None
     Raises OSError: nothing can listen there.
     """
     await asyncio.to_thread(app.state.prepare)
+    # All that is loaded by now stays: the garbage collector need not look through it in the middle of a request.
+    gc.collect()
+    gc.freeze()
     # Listening is ours, because uvicorn would end the process where it cannot.
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
 

@@ -14,7 +14,7 @@ from processors.domain.days import Calendar
 from processors.domain.overdraft import OVERDRAWN
 from schemas.events import EVENT_TYPES, format_time
 from views.store import QueryTooLarge, Store, StoreUnavailable
-from views.tokens import Scope, scope_of
+from views.tokens import EVERYTHING, scope_of
 from views.web import chart, wording
 from views.web.access import page_reader_of, refuse_other_sites, sign_in, sign_out
 from views.web.api import Standing
@@ -71,17 +71,19 @@ _templates = _environment()
 
 
 def prepare(store: Store, now_ms: int) -> None:
-    """Do what the first request would wait for: compile the templates, open the store, and ask it as nobody.
+    """Do what the first request would wait for: compile the templates, open the store, and ask it what the pages ask.
 
     A store that does not answer yet is left for the first request.
     """
     for template in _templates.list_templates():
         _templates.get_template(template)
-    nobody = Reader(store, Scope(everyone=False), now_ms)
+    read = Reader(store, EVERYTHING, now_ms)
     with contextlib.suppress(StoreUnavailable, QueryTooLarge):
-        nobody.totals()
-        nobody.elements(ElementFilter(), _PAGE, None)
-        nobody.overdrafts()
+        read.totals()
+        read.overdrafts()
+        for row in read.elements(ElementFilter(), 1, None).rows:
+            read.usage(row["entitlement"], row["element"], WINDOW_DAYS, None, None)
+            read.history(row["entitlement"], EventFilter(), _PAGE, None)
 
 
 def drawn(template: str, status_code: int = 200, /, **context: Any) -> HTMLResponse:
