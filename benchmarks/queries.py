@@ -4,22 +4,33 @@
 
 The events are made inside ClickHouse: entitlements with 10,000 events each over the last 365 days, a tenth of them above
 their limit again and again. Day rows are added up from the events. Prints JSON: wall seconds and this process's CPU seconds of
-one answer (all the queries that it takes), median and 95th percentile, without HTTP. The scan is the same 30 days asked of the
-raw log without a sort key.
+one answer (all the queries that it takes), median and 95th percentile, without HTTP. The report is asked for twice: with the
+levels read from the raw log, and with those that the sink's process adds up beforehand. The scan is the same 30 days asked of
+the raw log without a sort key.
+
+`pages`: seconds that a page took over loopback, by a web in a process of its own: the first one that it is asked for, and the
+median of the next ones.
 """
 
 import argparse
+import gc
 import json
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 from clickhouse_connect.driver.client import Client
 
+from views.levels import add_up_levels
 from views.migrate import migrate
+from views.raw_log import RawLog
 from views.store import Store, chdb_dsn, connect
 from views.tokens import EVERYTHING
 from views.web.reading import ElementFilter, EventFilter, Reader
@@ -74,6 +85,13 @@ FROM activity
 GROUP BY entitlement, element, day
 """
 
+_WEB = """
+import asyncio, sys
+from views.store import Store
+from views.web.app import create_app, serve
+asyncio.run(serve(create_app(Store(sys.argv[1]), sign_in=False), "127.0.0.1", int(sys.argv[2]), asyncio.Event()))
+"""
+
 _SCAN = """
 SELECT toDate(t), min(level), max(level), countIf(delta > 0), countIf(delta < 0)
 FROM activity
@@ -111,6 +129,8 @@ def answers(store: Store, client: Client, events: int) -> dict[str, Callable[[],
         "usage_30_days": lambda: read().usage(entitlement, "seats", 30, None, None),
         "history_first_page": lambda: read().history(entitlement, EventFilter(), 50, None),
         "history_deep_page": lambda: read().history(entitlement, half_a_year_ago, 50, None),
+        "overdraft_report_without_what_was_added_up": lambda: read().overdrafts(),
+        "adding_up": lambda: add_up_levels(RawLog(client, "entitlement-events"), store.reporting_days(), now),
         "overdraft_report": lambda: read().overdrafts(),
         "overview": lambda: (read().elements(ElementFilter(), 50, None), read().totals()),
         "scan_of_the_raw_log": lambda: client.query(_SCAN, parameters={"entitlement": entitlement}),
@@ -127,7 +147,14 @@ def measure(events: int, repeat: int) -> dict[str, Any]:
         fill(client, events)
         filled = time.perf_counter() - started
         questions = {}
+        # As the web does at its start.
+        gc.freeze()
         for name, ask in answers(store, client, events).items():
+            if name == "adding_up":
+                started = time.perf_counter()
+                ask()
+                questions[name] = {"once": round(time.perf_counter() - started, 4)}
+                continue
             ask()
             wall, cpu = [], []
             for _ in range(repeat):
@@ -143,7 +170,36 @@ def measure(events: int, repeat: int) -> dict[str, Any]:
             }
         store.close()
         client.close()
-    return {"events": events, "entitlements": events // EVENTS_EACH, "fill_seconds": round(filled, 1), "questions": questions}
+        opened = pages(dsn, f"ent-{max(1, events // EVENTS_EACH) // 2:06}", repeat)
+    return {
+        "events": events, "entitlements": events // EVENTS_EACH, "fill_seconds": round(filled, 1), "questions": questions,
+        "pages": opened,
+    }  # fmt: skip
+
+
+def pages(dsn: str, entitlement: str, repeat: int) -> dict[str, Any]:
+    """Seconds for each page over loopback, the first and the median of the next, each of a web that has just started."""
+    opened = {}
+    for path in ("/", f"/entitlements/{entitlement}", "/overdrafts"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        web = subprocess.Popen([sys.executable, "-c", _WEB, dsn, str(port)])
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                while not _listens(port):
+                    time.sleep(0.05)
+                seconds = [client.get(path).raise_for_status().elapsed.total_seconds() for _ in range(repeat + 1)]
+        finally:
+            web.terminate()
+            web.wait()
+        opened[path] = {"first": round(seconds[0], 4), "median": round(statistics.median(seconds[1:]), 4)}
+    return opened
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main() -> None:

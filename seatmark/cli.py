@@ -216,7 +216,7 @@ def collect() -> None:
     from connectors.http import collector_app
     from processors.health import served
     from seatmark.collect import open_collector
-    from views.web.app import serve
+    from views.web.app import listen
 
     settings = _start()
     tokens = settings.collect_tokens.get_secret_value()
@@ -228,7 +228,7 @@ def collect() -> None:
     async def take(stop: asyncio.Event) -> None:
         async with open_collector(settings) as (send, brokers_answer):
             collector = collector_app(send, tokens.split(","), brokers_answer)
-            await serve(collector, settings.collect_host, settings.collect_port, stop)
+            await listen(collector, settings.collect_host, settings.collect_port, stop)
 
     with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
         run_until_stopped(take)
@@ -258,13 +258,18 @@ def store() -> None:
 
 
 def sink_parts(settings: Settings, sink: "Sink", stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
-    """What runs in a sink's process. Restatement and audit look after the entitlements whose rows this sink stores."""
+    """What runs in a sink's process. Upkeep looks after the entitlements whose rows this sink stores."""
     from processors.partitions import partition_of
 
     def owns(entitlement: str) -> bool:
         return partition_of(entitlement, settings.partitions) in sink.partitions
 
-    return [sink.run(stop), upkeep.keep_restating(settings, stop, owns), upkeep.keep_auditing(settings, stop, owns)]
+    return [
+        sink.run(stop),
+        upkeep.keep_restating(settings, stop, owns),
+        upkeep.keep_adding_up(settings, stop, owns),
+        upkeep.keep_auditing(settings, stop, owns),
+    ]
 
 
 async def _together(parts: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:

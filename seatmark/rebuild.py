@@ -31,6 +31,7 @@ from seatmark.brokers import brokers_of, opened_brokers
 from seatmark.produce import group_members, sink_lag
 from seatmark.settings import Settings
 from seatmark.topics import ensure_topics
+from views.levels import begin_generation
 from views.raw_log import RawLog, open_raw_log
 from views.rebuilt import Comparison, RebuiltTables
 from views.store import connect
@@ -110,6 +111,8 @@ async def rebuild(settings: Settings, on_progress: OnProgress, agreed: Callable[
         finally:
             tables.drop()
         _rewrite_effects(log, settings, epoch, on_progress)
+        # What a sink has added up meanwhile, of effects from before, does not count.
+        begin_generation(client)
         if not embedded:
             # The embedded stack makes the state anew at each start.
             await _rebuild_changelog(log, settings, epoch, on_progress)

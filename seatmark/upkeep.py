@@ -1,4 +1,7 @@
-"""Keeps the numbers right: restatement and audit, on a schedule in the sink's process and as commands."""
+"""Keeps the numbers right, and quick to read: restatement, audit, and what is added up for the overdraft report.
+
+On a schedule in the sink's process; the first two also as commands.
+"""
 
 import asyncio
 import logging
@@ -103,6 +106,30 @@ async def keep_restating(settings: Settings, stop: asyncio.Event, owns: Callable
                     removal_at = _now_ms() + _REMOVAL_INTERVAL_MS
 
     await _again_and_again(passes, settings.restate_interval, stop, "restatement")
+
+
+async def keep_adding_up(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:
+    """Add up held levels for the overdraft report at each interval of the restatement, until `stop` is set."""
+
+    async def passes() -> None:
+        while not await _set_within(stop, settings.restate_interval):
+            await asyncio.to_thread(_add_up, settings, owns)
+
+    await _again_and_again(passes, settings.restate_interval, stop, "adding up of levels")
+
+
+def _add_up(settings: Settings, owns: Callable[[str], bool]) -> None:
+    from processors.agents import Topics
+    from views.levels import add_up_levels
+    from views.migrate import refuse_other_timezone
+    from views.raw_log import RawLog
+    from views.reporting import ReportingDays
+    from views.store import connect
+
+    with closing(connect(settings.clickhouse_dsn.get_secret_value())) as client:
+        refuse_other_timezone(client, settings.timezone)
+        log = RawLog(client, Topics(settings.topic_prefix).events)
+        add_up_levels(log, ReportingDays(settings.timezone), _now_ms(), owns)
 
 
 async def keep_auditing(settings: Settings, stop: asyncio.Event, owns: Callable[[str], bool]) -> None:

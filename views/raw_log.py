@@ -12,6 +12,7 @@ from clickhouse_connect.driver.client import Client
 from schemas.errors import Explained
 from schemas.personal import REWRITTEN
 from views.cluster import change_tables
+from views.store import named_queries
 
 _QUERIES = Path(__file__).parent / "queries" / "exact"
 
@@ -180,6 +181,25 @@ class RawLog:
     def drop_replaced(self, month: int) -> None:
         """Write the raw log of one month, such as 202603, anew without the rows that were replaced. Needs room for a copy."""
         self._change(f"OPTIMIZE TABLE activity PARTITION ID '{month:06}' FINAL")
+
+    def days_to_add_up(self, first: date, last: date) -> list[dict[str, Any]]:
+        """Day rows whose levels are not added up, as entitlement, element, day, version; and the generation that counts."""
+        found = self._client.query(self._queries["days_to_add_up"], parameters={"first_day": first, "last_day": last})
+        return list(found.named_results())
+
+    def levels_of_days(
+        self, elements: Sequence[Key], starts: Sequence[int], from_ms: int, to_ms: int
+    ) -> dict[tuple[str, str, int], dict[str, Any]]:
+        """What elements held on days, by entitlement, element and the day's start: as the overdraft report reads it.
+
+        starts: of all days from the one that begins at from_ms. Up to and with to_ms. Times in ms since 1970.
+        """
+        parameters = {
+            "visible": list(elements), "entitlements": sorted({entitlement for entitlement, _ in elements}),
+            "starts": list(starts), "from": _moment(from_ms), "to": _moment(to_ms),
+        }  # fmt: skip
+        rows = self._client.query(named_queries()["levels_of_days"], parameters=parameters).named_results()
+        return {(row["entitlement"], row["element"], row["start_ms"]): row for row in rows}
 
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""

@@ -7,11 +7,12 @@ from clickhouse_connect.driver.client import Client
 
 from processors.domain.days import Calendar
 from views.cluster import change_tables
+from views.levels import begin_generation
 from views.migrate import set_timezone, write_calendar
 
 _TABLES = ("days", "elements", "alerts")
 # What hangs on numbers that are gone with the exchange.
-_EMPTIED = ("marks", "settled", "restatements", "exact_states")
+_EMPTIED = ("marks", "settled", "restatements", "exact_states", "levels_held")
 
 _DAY = (
     "opening, closing, min, max, limit, hard_limit, terms_known, overdraft_ms, unit_ms, peak_overage, activations, "
@@ -105,6 +106,7 @@ class RebuiltTables:
             self._change(f"EXCHANGE TABLES {table} AND {table}_rebuilt")
         for table in _EMPTIED:
             self._change(f"TRUNCATE TABLE {table}")
+        begin_generation(self._client)
         set_timezone(self._client, timezone)
         write_calendar(self._client, Calendar(timezone))
 

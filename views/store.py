@@ -7,6 +7,7 @@ has a meaning of its own there (such as #, ? and @) is written as %23, %3F and %
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, ProgrammingError
 
 from schemas.errors import Explained
+from views.reporting import ReportingDays
 
 _QUERIES = Path(__file__).parent / "queries"
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -35,6 +37,11 @@ _QUERY_SETTINGS = {"max_execution_time": 30, "do_not_merge_across_partitions_sel
 # Of effect only where tables are spread over a cluster (views/cluster.py). An insert is acknowledged when every shard has its
 # part, and not when this server has it in a queue. What a subquery or a join looks up is on the shard of its rows.
 _ON_A_CLUSTER = {"distributed_foreground_insert": 1, "distributed_product_mode": "local"}
+
+# In ms since 1970, as everywhere in Seatmark: ClickHouse takes longer to turn times into numbers.
+_FORMATS = {"DateTime64": "int"}
+# For so long the reporting time zone is not asked for again: only `migrate` of an empty store, and `rebuild`, change it.
+_TIMEZONE_SECONDS = 10.0
 
 
 class QueryTooLarge(Explained):
@@ -102,6 +109,7 @@ class Store:
         self._dsn = dsn
         self._queries = named_queries()
         self._idle: list[Client] = []
+        self._reporting: tuple[float, ReportingDays] | None = None
 
     @property
     def address(self) -> str:
@@ -109,7 +117,7 @@ class Store:
         return address_of(self._dsn)
 
     def query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The rows of a named query, as dicts.
+        """The rows of a named query, as dicts. Times (DateTime64) are in ms since 1970.
 
         name: a file of views/queries without `.sql`.
         parameters: for each `{parameter:Type}` in it; bound by ClickHouse, never pasted into the text.
@@ -120,9 +128,25 @@ class Store:
         text = self._queries[name]
         with self._client() as client:
             try:
-                return list(client.query(text, parameters=parameters, settings=_QUERY_SETTINGS).named_results())
+                found = client.query(text, parameters=parameters, settings=_QUERY_SETTINGS, query_formats=_FORMATS)
+                return list(found.named_results())
             except DatabaseError as error:
                 raise explained(self._dsn, error) from error
+
+    def reporting_days(self) -> ReportingDays:
+        """The days of the reporting time zone, at most ten seconds old. Raises StoreUnavailable."""
+        held = self._reporting
+        if held is None or time.monotonic() - held[0] > _TIMEZONE_SECONDS:
+            timezone = self.reporting_timezone()
+            days = held[1] if held is not None and held[1].timezone == timezone else ReportingDays(timezone)
+            self._reporting = held = (time.monotonic(), days)
+        return held[1]
+
+    def reporting_timezone(self) -> str:
+        """The name of the reporting time zone, as it is now. Raises StoreUnavailable."""
+        for row in self.query("reporting_timezone"):
+            return str(row["timezone"])
+        raise StoreUnavailable(f"ClickHouse at {self.address} has no reporting days: run the migrations")
 
     def close(self) -> None:
         """Close the clients; no query may be running. An embedded store can then be opened by another process."""

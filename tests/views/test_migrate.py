@@ -62,7 +62,7 @@ def test_every_table_honours_deduplication_tokens(database: str) -> None:
         "SELECT name, create_table_query FROM system.tables "
         "WHERE database = currentDatabase() AND engine LIKE '%MergeTree' AND name != 'schema_versions'",
     )
-    assert len(tables) == 13
+    assert len(tables) == 14
     for name, created in tables:
         assert "non_replicated_deduplication_window = 10000" in created, name
 

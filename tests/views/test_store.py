@@ -18,7 +18,6 @@ from views.store import Store, StoreUnavailable, address_of, chdb_directory, chd
 
 # What a reader of everything gives each query.
 ALL: dict[str, Any] = {"everyone": True, "customers": []}
-AT = "2026-11-24 10:00:00.000"
 
 
 @pytest.fixture
@@ -60,9 +59,9 @@ def test_threads_do_not_disturb_each_other(
 
 
 def test_a_closed_store_opens_again(store: Store) -> None:
-    assert store.query("reporting_day", at=AT) == [{"timezone": "UTC", "day": "2026-11-24"}]
+    assert store.query("reporting_timezone") == [{"timezone": "UTC"}]
     store.close()
-    assert store.query("reporting_day", at=AT) == [{"timezone": "UTC", "day": "2026-11-24"}]
+    assert store.query("reporting_timezone") == [{"timezone": "UTC"}]
 
 
 def test_unknown_queries_are_told_from_failures(store: Store) -> None:
@@ -72,12 +71,12 @@ def test_unknown_queries_are_told_from_failures(store: Store) -> None:
 
 def test_errors_that_are_ours_stay_what_they_are(store: Store) -> None:
     with pytest.raises(DatabaseError):
-        store.query("dates", first_day="2026-11-20", last_day="not a date", **ALL)
+        store.query("usage_day_before", entitlement="e", element="seats", first_day="not a date", visible=["seats"])
 
 
 def test_a_database_without_tables(new_database: Callable[[], str]) -> None:
     with pytest.raises(StoreUnavailable, match="run the migrations"):
-        Store(new_database()).query("reporting_day", at=AT)
+        Store(new_database()).query("reporting_timezone")
 
 
 def test_nobody_listens() -> None:
@@ -85,7 +84,7 @@ def test_nobody_listens() -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(StoreUnavailable) as refused:
-            Store(f"http://seatmark:geheim@127.0.0.1:{port}/db").query("reporting_day", at=AT)
+            Store(f"http://seatmark:geheim@127.0.0.1:{port}/db").query("reporting_timezone")
     assert f"http://127.0.0.1:{port}" in str(refused.value)
     assert "geheim" not in str(refused.value)
 
@@ -114,13 +113,13 @@ def test_the_embedded_store_is_in_the_directory_that_was_named(tmp_path: Path) -
     program = (
         "import sys\nfrom pathlib import Path\nfrom views.migrate import migrate\nfrom views.store import Store, chdb_dsn\n"
         "dsn = chdb_dsn(Path(sys.argv[1]))\nmigrate(dsn, 'UTC')\nprint(Store(dsn).address)\n"
-        "print(Store(dsn).query('reporting_day', at='2026-11-24 10:00:00.000'))"
+        "print(Store(dsn).query('reporting_timezone'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"chdb://{directory}\n[{{'timezone': 'UTC', 'day': '2026-11-24'}}]\n"
+    assert done.stdout == f"chdb://{directory}\n[{{'timezone': 'UTC'}}]\n"
     assert list(tmp_path.iterdir()) == [directory]
     assert (directory / "data").is_dir()
 

@@ -190,12 +190,13 @@ async def test_a_customer_with_an_odd_name(place: Place) -> None:
 
 def test_every_query_is_bound_to_the_scope() -> None:
     """What reads an entitlement's data reads who owns it through the one view that decides."""
-    free = {"dates", "reporting_day", "token"}
+    free = {"reporting_timezone", "token"}
     for file in QUERIES.glob("*.sql"):
         text = file.read_text()
         bound = (
             "visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})",
             "element IN {visible:Array(String)}",
+            "(entitlement, element) IN {visible:Array(Tuple(String, String))}",
         )
         assert any(way in text for way in bound) == (file.stem not in free), file.name
         tables = re.findall(r"\b(?:FROM|JOIN) (elements|live_levels|overdrawn_now)\b", text)

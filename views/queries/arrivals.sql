@@ -1,6 +1,5 @@
--- Of events of one entitlement, by their ids: where each arrived first. An event that came again with another time has more rows.
-SELECT element, source, id, min((epoch, `offset`)) AS first_arrival
+-- All raw-log rows of events of one entitlement, by their ids. An event that came again has more than one: with the same time until
+-- ClickHouse has merged them, with another time for good.
+SELECT element, source, id, time, epoch, `offset`, rank
 FROM activity
-WHERE entitlement = {entitlement:String} AND id IN {ids:Array(String)}
-    AND element IN {visible:Array(String)}
-GROUP BY element, source, id;
+WHERE entitlement = {entitlement:String} AND id IN {ids:Array(String)} AND element IN {visible:Array(String)};

@@ -1,11 +1,8 @@
 -- The stored days of one element from first_day to last_day, oldest first.
 SELECT
-    toString(day) AS date,
-    toUnixTimestamp64Milli(day_start) AS starts_ms,
-    toUnixTimestamp64Milli(day_end) AS ends_ms,
-    toUnixTimestamp64Milli(as_of) AS as_of_ms,
-    opening, closing, `min`, `max`, `limit`, hard_limit, terms_known, overdraft_ms, unit_ms, peak_overage, activations,
-    deactivations, refreshes, denials, units_used, closing_limit, closing_hard_limit, closing_terms_known, position, restated
+    day, day_start, day_end, as_of, opening, closing, `min`, `max`, `limit`, hard_limit, terms_known, overdraft_ms, unit_ms,
+    peak_overage, activations, deactivations, refreshes, denials, units_used, closing_limit, closing_hard_limit,
+    closing_terms_known, position, restated
 FROM days FINAL
 WHERE entitlement = {entitlement:String} AND element = {element:String} AND day >= {first_day:Date32} AND day <= {last_day:Date32}
     AND element IN {visible:Array(String)}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,6 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.asyncapi import asyncapi, json_schema, json_schemas
-from schemas.events import format_time
 from views.store import Store
 from views.web import api, assets, metrics, pages
 from views.web.access import Access, SignInNeeded
@@ -24,7 +24,6 @@ from views.web.answers import Alive, Ready
 from views.web.event_reference import events_page
 from views.web.live import STOP
 from views.web.problems import Problem, answer_with_problems, describe_problems, problem_response
-from views.web.reading import reporting_day
 from views.web.reference import reference_page
 
 _ABOUT = """Seats and features of software entitlements: how they were used day by day, how they stand, and who is in overdraft.
@@ -67,6 +66,7 @@ def create_app(
     app.add_middleware(_Measured)
     app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))
     app.state.problem_page = _problem_page
+    app.state.prepare = lambda: pages.prepare(store, app.state.access.now_ms())
     app.include_router(api.router)
     app.include_router(assets.router)
 
@@ -79,7 +79,7 @@ def create_app(
         return RedirectResponse(f"/sign-in?next={quote(path, safe='')}", 303)
 
     def clickhouse() -> None:
-        reporting_day(store, format_time(app.state.access.now_ms()).replace("T", " ").rstrip("Z"))
+        store.reporting_timezone()
 
     @app.get("/livez", tags=["operation"])
     def livez() -> Alive:
@@ -132,8 +132,20 @@ def create_app(
     return app
 
 
-async def serve(app: ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve an application until `stop` is set; requests that are being answered then still are.
+async def serve(app: FastAPI, host: str, port: int, stop: asyncio.Event) -> None:
+    """Serve the web: as `listen`, once it is prepared, so that who comes first does not wait longer than others.
+
+    Raises OSError: nothing can listen there.
+    """
+    await asyncio.to_thread(app.state.prepare)
+    # All that is loaded by now stays: the garbage collector need not look through it in the middle of a request.
+    gc.collect()
+    gc.freeze()
+    await listen(app, host, port, stop)
+
+
+async def listen(app: ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
+    """Serve any application until `stop` is set; requests that are being answered then still are.
 
     Raises OSError: nothing can listen there.
     """

@@ -1,5 +1,6 @@
 """The pages, drawn on the server from the same answers as the API's. What is asked for is all in the address."""
 
+import contextlib
 import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from processors.domain.days import Calendar
 from processors.domain.overdraft import OVERDRAWN
 from schemas.events import EVENT_TYPES, format_time
-from views.tokens import scope_of
+from views.store import QueryTooLarge, Store, StoreUnavailable
+from views.tokens import EVERYTHING, scope_of
 from views.web import chart, wording
 from views.web.access import page_reader_of, refuse_other_sites, sign_in, sign_out
 from views.web.api import Standing
@@ -66,6 +68,22 @@ def page_of(entitlement: str, **parameters: Any) -> str:
 
 
 _templates = _environment()
+
+
+def prepare(store: Store, now_ms: int) -> None:
+    """Do what the first request would wait for: compile the templates, open the store, and ask it what the pages ask.
+
+    A store that does not answer yet is left for the first request.
+    """
+    for template in _templates.list_templates():
+        _templates.get_template(template)
+    read = Reader(store, EVERYTHING, now_ms)
+    with contextlib.suppress(StoreUnavailable, QueryTooLarge):
+        read.totals()
+        read.overdrafts()
+        for row in read.elements(ElementFilter(), 1, None).rows:
+            read.usage(row["entitlement"], row["element"], WINDOW_DAYS, None, None)
+            read.history(row["entitlement"], EventFilter(), _PAGE, None)
 
 
 def drawn(template: str, status_code: int = 200, /, **context: Any) -> HTMLResponse:

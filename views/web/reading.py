@@ -1,25 +1,27 @@
 """What the web reads: one reader per request, which may see what its scope says. Pages, API and CSV all ask it.
 
 Every query is bound to the scope: by `Reader._query`, where it reads of elements only `visible_elements`
-(views/migrations/0007_readers.sql) of it; or by `Reader._query_of`, to the elements of one entitlement that this view has
-shown.
+(views/migrations/0007_readers.sql) of it; or to elements that this view has shown in the same request: those of one entitlement
+by `Reader._query_of`, those of the report by `Reader.overdrafts`.
 """
 
 import base64
 import binascii
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from processors.domain.days import Calendar
+from processors.domain.days import Calendar, DayBounds
 from processors.domain.overdraft import OVERDRAWN
 from schemas.events import SEATS, format_time, parse_time
 from views.days import completed_days
 from views.exact import ElementLog, Held
-from views.store import Store, StoreUnavailable
+from views.report import LevelsHeld, levels_held, overdraft_days
+from views.reporting import ReportingDays
+from views.store import Store
 from views.tokens import Scope
 from views.web.problems import Problem
 
@@ -31,9 +33,14 @@ WINDOW_DAYS = 30
 MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
 _ONE_DAY = datetime.timedelta(days=1)
-_MONTH = datetime.timedelta(days=31)
+_LOOK_BACK = datetime.timedelta(days=10)
 _SPAN_MS = 40 * 86_400_000
 _LAST_MS = 253_402_300_799_999
+# 2299-12-31: ClickHouse's times end there. No event is from later than its arrival.
+_LAST_SQL_MS = 10_413_791_999_999
+
+# An element: (entitlement, element).
+_Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -77,18 +84,18 @@ class Reader:
     store: Store
     scope: Scope
     now_ms: int
-    _reporting: tuple[str, datetime.date] | None = field(default=None, repr=False)
+    _reporting: ReportingDays | None = field(default=None, repr=False)
     _elements: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def timezone(self) -> str:
         """The reporting time zone."""
-        return self._reporting_day()[0]
+        return self._days.timezone
 
     @property
     def today(self) -> datetime.date:
         """The date in it."""
-        return self._reporting_day()[1]
+        return self._days.date_at(self.now_ms)
 
     def elements_of(self, entitlement: str) -> list[dict[str, Any]]:
         """The elements of an entitlement, as they stand. Raises Problem 404: none that the reader may see."""
@@ -140,10 +147,10 @@ class Reader:
 
     def days_of(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
         """The days of one element from the first to the last date, by the reporting time zone. Raises Problem 404."""
+        first = max(FIRST_DATE, first)
         stored = self._stored_days(entitlement, element, first, last)
         marks = self._query_of(entitlement, "usage_marks", element=element)
-        dates = self._query("dates", first_day=first, last_day=last)
-        return completed_days(dates, stored, marks, today=self.today.isoformat(), at_ms=self.now_ms)
+        return completed_days(self._days.between(first, last), stored, marks, today=self.today, at_ms=self.now_ms)
 
     def history(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         """Events of an entitlement, newest first. Raises Problem 404 for it or the element, 422 for a bad cursor."""
@@ -226,13 +233,22 @@ class Reader:
         rows = [row for row in rows if row["overdrawn"] or not now]
         if not rows:
             return []
-        elements = [_key(row) for row in rows]
-        window = {"elements": elements, "first_day": first_day, "at": self._at}
-        by_day = {_key(row): row for row in self._query("overdraft_days", **window, today=self.today)}
-        entitlements = sorted({name for name, _ in elements})
-        by_level = {_key(row): row for row in self._query("levels_held", **window, entitlements=entitlements)}
-        ended = {_key(row): row["ended"] for row in self._query("episode_counts", **window)}
-        report = [_report_row(row, by_day[_key(row)], by_level.get(_key(row)), ended.get(_key(row), 0)) for row in rows]
+        of_these = _visible(_key(row) for row in rows)
+        dates = [(datetime.date.fromisoformat(day.day), day) for day in self._days.between(first_day, self.today)]
+        start_ms = dates[0][1].start
+        stored = self._report_days(of_these, first_day)
+        levels = self._report_levels(stored, dates)
+        ended = {
+            _key(row): row["ended"]
+            for row in self.store.query("episode_counts", **of_these, **{"from": _in_sql(start_ms), "at": self._at})
+        }
+        report = []
+        for row in rows:
+            of_element = stored.get(_key(row), [])
+            days = overdraft_days(dates, of_element, today=self.today, at_ms=self.now_ms)
+            carried = next((day for day in reversed(of_element) if day["day"] < first_day), None)
+            held = levels_held(levels.get(_key(row), []), carried, start_ms, self.now_ms)
+            report.append(_report_row(row, days, held, ended.get(_key(row), 0)))
         report.sort(key=lambda row: (not row["overdrawn"], -row["overdraft_seconds"], row["entitlement"], row["element"]))
         return report
 
@@ -263,48 +279,91 @@ class Reader:
 
     def _stored_days(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
         """The stored days of an element from the first to the last date, and the latest before them."""
-        # Nearly always there is a row in the month before. ClickHouse has a partition for each month, and each costs time.
-        looked_from = max(FIRST_DATE, first - _MONTH)
+        # Nearly always there is a row in the days before. ClickHouse has a partition for each month, and each costs time.
+        looked_from = max(FIRST_DATE, first - _LOOK_BACK)
         stored = self._query_of(entitlement, "usage_days", element=element, first_day=looked_from, last_day=last)
-        if not stored or stored[0]["date"] > first.isoformat():
+        if not stored or stored[0]["day"] > first:
             for row in self._query_of(entitlement, "usage_day_before", element=element, first_day=looked_from):
                 day = row["latest"]
                 stored = self._query_of(entitlement, "usage_days", element=element, first_day=day, last_day=day) + stored
         return stored
 
+    def _report_days(self, of_these: dict[str, Any], first: datetime.date) -> dict[_Key, list[dict[str, Any]]]:
+        """The stored days of some elements from the first date to today, and the latest before them."""
+        looked_from = max(FIRST_DATE, first - _LOOK_BACK)
+        stored = _by_key(self.store.query("overdraft_days", **of_these, first_day=looked_from, last_day=self.today))
+        without = [key for key in of_these["visible"] if key not in stored or stored[key][0]["day"] > first]
+        if without:
+            for row in self.store.query("overdraft_day_before", **_visible(without), first_day=looked_from):
+                stored[_key(row)] = [row, *stored.get(_key(row), [])]
+        return stored
+
+    def _report_levels(
+        self, stored: dict[_Key, list[dict[str, Any]]], dates: list[tuple[datetime.date, DayBounds]]
+    ) -> dict[_Key, list[dict[str, Any]]]:
+        """What some elements held on each of the dates, in order: as it was added up already, or from the raw log.
+
+        stored: their day rows, which say whether what was added up is still so.
+        """
+        first = dates[0][0]
+        wanted = {(key, row["day"]): row["version"] for key, rows in stored.items() for row in rows if row["day"] >= first}
+        found = {}
+        for row in self.store.query("levels_held", **_visible(stored), first_day=first, last_day=self.today):
+            if wanted.get((_key(row), row["day"])) == row["version"] and row["last_at"] <= self.now_ms:
+                found[_key(row), row["day"]] = row
+        missing = wanted.keys() - found.keys()
+        if missing:
+            starts = {bounds.start: day for day, bounds in dates}
+            since = min(day for _, day in missing)
+            for row in self.store.query(
+                "levels_of_days", **_visible({key for key, _ in missing}), starts=sorted(starts),
+                **{"from": _in_sql(next(bounds.start for day, bounds in dates if day == since)), "to": self._at},
+            ):  # fmt: skip
+                place = (_key(row), starts[row["start_ms"]])
+                if place in missing:
+                    found[place] = row
+        levels: dict[_Key, list[dict[str, Any]]] = {}
+        for key, day in sorted(found):
+            levels.setdefault(key, []).append(found[key, day])
+        return levels
+
     def _history_page(self, entitlement: str, wanted: EventFilter, limit: int, cursor: str | None) -> Page:
         place = _place(cursor, (int, int, int, str)) or (wanted.to_ms - 1, 2**32 - 1, 2**62, "")
         where = {
-            "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat,
-            "user": wanted.user, "before_ms": place[0], "before_epoch": place[1], "before_offset": place[2],
-            "before_element": place[3],
+            "element": wanted.element, "types": list(wanted.types), "seat": wanted.seat, "user": wanted.user,
+            "before": _in_sql(place[0]), "before_epoch": place[1], "before_offset": place[2], "before_element": place[3],
         }  # fmt: skip
         # A row may be there in two versions until ClickHouse has merged them.
         looked_at = 2 * (limit + 1)
         # First in the months before the place: each partition costs time, and nearly always these have enough.
         newest = min(place[0], max(element["as_of"] for element in self.elements_of(entitlement)))
         for from_ms in sorted({max(wanted.from_ms, newest - _SPAN_MS), wanted.from_ms}, reverse=True):
-            [span] = self._query_of(entitlement, "history_span", **where, from_ms=from_ms, rows=looked_at)
-            if span["found"] == looked_at:
+            found = self._query_of(entitlement, "history", **where, **{"from": _in_sql(from_ms)}, rows=looked_at)
+            if len(found) == looked_at:
                 break
-        if not span["found"]:
-            return Page([], None)
-        rows = self._query_of(entitlement, "history", **where, from_ms=span["oldest"], rows=limit + 1)
-        more = len(rows) > limit or span["found"] == looked_at
+        versions: dict[tuple[int, int, int, str], dict[str, Any]] = {}
+        for row in found:
+            versions.setdefault(_place_of(row), row)
+        rows = list(versions.values())
+        more = len(rows) > limit or len(found) == looked_at
         rows = rows[:limit]
-        last = rows[-1]
-        following = _cursor(last["happened_at"], last["epoch"], last["offset"], last["element"]) if more else None
-        # An event that came again with another time has a row for each; the one that arrived first counts.
-        first_arrivals = {
-            (row["element"], row["source"], row["id"]): tuple(row["first_arrival"])
-            for row in self._query_of(entitlement, "arrivals", ids=sorted({row["id"] for row in rows}))
-        }
-        shown = [
-            row
-            for row in rows
-            if first_arrivals[row["element"], row["source"], row["id"]] == (row["epoch"], row["offset"])
-        ]  # fmt: skip
-        return Page([_event(row) for row in shown], following)
+        if not rows:
+            return Page([], None)
+        counting = self._counting(entitlement, sorted({row["id"] for row in rows}))
+        shown = [_event(row) for row in rows if (*_place_of(row), row["rank"]) in counting]
+        return Page(shown, _cursor(*_place_of(rows[-1])) if more else None)
+
+    def _counting(self, entitlement: str, ids: list[str]) -> set[tuple[int, int, int, str, int]]:
+        """Place and rank of the rows that count of some events (docs/numbers.md, 'Storage'), whether they are merged or not."""
+        of_time: dict[tuple[str, str, str], dict[int, tuple[int, int, int]]] = {}
+        for row in self._query_of(entitlement, "arrivals", ids=ids):
+            times = of_time.setdefault((row["element"], row["source"], row["id"]), {})
+            times[row["time"]] = max(times.get(row["time"], (-1, 0, 0)), (row["rank"], row["epoch"], row["offset"]))
+        counting = set()
+        for (element, _, _), times in of_time.items():
+            epoch, offset, time, rank = min((epoch, offset, time, rank) for time, (rank, epoch, offset) in times.items())
+            counting.add((time, epoch, offset, element, rank))
+        return counting
 
     def _log(self, entitlement: str, element: str) -> ElementLog:
         rows = self._query("raw_events", entitlement=entitlement, element=element, rows=MAX_FOLDED + 1)
@@ -325,12 +384,13 @@ class Reader:
 
     @property
     def _at(self) -> str:
-        """The present as ClickHouse reads it."""
-        return format_time(self.now_ms).replace("T", " ").rstrip("Z")
+        return _in_sql(self.now_ms)
 
-    def _reporting_day(self) -> tuple[str, datetime.date]:
+    @property
+    def _days(self) -> ReportingDays:
+        """The same for all of a request."""
         if self._reporting is None:
-            self._reporting = reporting_day(self.store, self._at)
+            self._reporting = self.store.reporting_days()
         return self._reporting
 
     def _query(self, name: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -343,14 +403,6 @@ class Reader:
         """A query of one entitlement, bound to its elements that the reader may see: looked up once for all of a request."""
         visible = [element["element"] for element in self.elements_of(entitlement)]
         return self.store.query(name, entitlement=entitlement, visible=visible, **parameters)
-
-
-def reporting_day(store: Store, at: str) -> tuple[str, datetime.date]:
-    """The reporting time zone, and the date in it at an instant as ClickHouse reads it. Raises StoreUnavailable."""
-    rows = store.query("reporting_day", at=at)
-    if not rows or not rows[0]["timezone"]:
-        raise StoreUnavailable(f"ClickHouse at {store.address} has no reporting days: run the migrations")
-    return rows[0]["timezone"], datetime.date.fromisoformat(rows[0]["day"])
 
 
 def choose_element(entitlement: str, elements: list[dict[str, Any]], asked: str | None) -> str:
@@ -410,8 +462,32 @@ def _place(cursor: str | None, kinds: tuple[type, ...]) -> Any:
     raise Problem(422, "invalid-request", "query.cursor: expected the `next` of an earlier answer, or nothing")
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str]:
+def _in_sql(milliseconds: int) -> str:
+    """A time (ms since 1970) as ClickHouse reads it."""
+    return format_time(min(max(milliseconds, 0), _LAST_SQL_MS)).replace("T", " ").rstrip("Z")
+
+
+def _place_of(row: dict[str, Any]) -> tuple[int, int, int, str]:
+    """Where a row is in the history: time, epoch, offset, element."""
+    return row["time"], row["epoch"], row["offset"], row["element"]
+
+
+def _visible(elements: Iterable[_Key]) -> dict[str, Any]:
+    """Some elements as parameters. Their entitlements as well: by them the sort key prunes, by pairs it does not."""
+    visible = sorted(elements)
+    return {"visible": visible, "entitlements": sorted({name for name, _ in visible})}
+
+
+def _key(row: dict[str, Any]) -> _Key:
     return row["entitlement"], row["element"]
+
+
+def _by_key(rows: list[dict[str, Any]]) -> dict[_Key, list[dict[str, Any]]]:
+    """Rows by entitlement and element, in their order."""
+    grouped: dict[_Key, list[dict[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(_key(row), []).append(row)
+    return grouped
 
 
 def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
@@ -420,8 +496,8 @@ def _with_times(row: dict[str, Any], *fields: str) -> dict[str, Any]:
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:
-    row = {"time": row.pop("happened_at"), **row}
-    del row["epoch"], row["offset"]
+    row = dict(row)
+    del row["epoch"], row["offset"], row["rank"]
     row["overdrawn"] = row["state"] in OVERDRAWN
     return _with_times(row, "time", "lease_expires_at", "placed_at")
 
@@ -445,26 +521,21 @@ def _held(held: Held) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _report_row(
-    row: dict[str, Any], by_day: dict[str, Any], by_level: dict[str, Any] | None, ended: int
-) -> dict[str, Any]:  # fmt: skip
+def _report_row(row: dict[str, Any], days: list[dict[str, Any]], levels: LevelsHeld | None, ended: int) -> dict[str, Any]:
     overdrawn = bool(row["overdrawn"])
     limit = row["limit"]
-    days = [
-        {"day": day, "max": most, "limit": bought, "overdraft_seconds": over, "peak_overage": overage, "denials": denied}
-        for day, most, bought, over, overage, denied in by_day["days"]
-    ]
+    seconds = [day["overdraft_seconds"] for day in days]
     half = len(days) // 2
-    covers = {share: by_level[f"covers_{share}"] if by_level is not None else row["level"] for share in (95, 99, 100)}
+    covers = {share: levels.enough(share) if levels is not None else row["level"] for share in (95, 99, 100)}
     return _with_times(row, "since", "as_of") | {
         "overdrawn": overdrawn,
         "episodes_in_30_days": ended + overdrawn,
-        "overdraft_seconds": float(by_day["overdraft_seconds"]),
-        "overdraft_seconds_earlier": sum(day["overdraft_seconds"] for day in days[:half]),
-        "overdraft_seconds_later": sum(day["overdraft_seconds"] for day in days[half:]),
-        "unit_seconds_over": float(by_level["unit_seconds_over"]) if by_level is not None else 0.0,
-        "peak_overage": by_day["peak_overage"],
-        "denials": by_day["denials"],
+        "overdraft_seconds": round(sum(seconds), 3),
+        "overdraft_seconds_earlier": round(sum(seconds[:half]), 3),
+        "overdraft_seconds_later": round(sum(seconds[half:]), 3),
+        "unit_seconds_over": levels.over_unit_ms / 1000 if levels is not None else 0.0,
+        "peak_overage": max(day["peak_overage"] for day in days),
+        "denials": sum(day["denials"] for day in days),
         **{f"covers_{share}": seats for share, seats in covers.items()},
         **{f"buy_{share}": None if limit is None else max(0, seats - limit) for share, seats in covers.items()},
         "days": days,
