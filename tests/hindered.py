@@ -14,7 +14,7 @@ from processors.batching import ChangelogStore
 from seatmark.cli import main
 
 
-def blocks_the_loop(*_: Any) -> Any:
+def blocks_the_loop(*_: Any, **__: Any) -> Any:
     while True:
         time.sleep(3600)
 

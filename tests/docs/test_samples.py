@@ -57,6 +57,11 @@ def alert(number: int) -> bytes:
     )
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def test_the_consumer_acts_once_on_each_alert_through_repeats_and_a_restart(kafka: KafkaCluster, tmp_path: Path) -> None:
     topic = await create_topic(kafka.bootstrap, "samples")
     command = [sys.executable, SAMPLES / "alerts.py", kafka.bootstrap, topic, f"group-of-{topic}", tmp_path / "seen.db"]
@@ -68,13 +73,19 @@ async def test_the_consumer_acts_once_on_each_alert_through_repeats_and_a_restar
         for number in run:
             await producer.send_and_wait(topic, key=b"acme-cad", value=alert(number))
         await producer.stop()
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, preexec_fn=heed_interrupts)
         assert process.stdout is not None
-        async with asyncio.timeout(120):
-            while not acted or str(8 + run[-1]) not in acted[-1]:
-                acted.append((await process.stdout.readline()).decode().strip())
-        process.send_signal(signal.SIGINT)
-        await process.wait()
+        try:
+            async with asyncio.timeout(120):
+                while not acted or str(8 + run[-1]) not in acted[-1]:
+                    line = await process.stdout.readline()
+                    assert line, "it ended by itself"
+                    acted.append(line.decode().strip())
+                process.send_signal(signal.SIGINT)
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
     assert acted == [f"overdraft.entered: acme-cad, seats: {8 + number} of 8" for number in (1, 2, 3, 4)]
 
 

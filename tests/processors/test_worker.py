@@ -258,7 +258,7 @@ async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committ
 ) -> None:
     await deployment.send(some_events(100, start=now_ms() - 100 * 40_000))
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the fold is broken")
 
     monkeypatch.setattr(agents, "fold_chunk", fail)
