@@ -51,7 +51,7 @@ CREATE ROW POLICY OR REPLACE seatmark_customers ON seatmark.elements
 
 CREATE ROW POLICY OR REPLACE seatmark_customers
     ON seatmark.activity, seatmark.terms, seatmark.days, seatmark.marks, seatmark.alerts, seatmark.settled, seatmark.restatements,
-       seatmark.exact_states
+       seatmark.exact_states, seatmark.levels_held
     USING (entitlement, element) IN
     (
         SELECT entitlement, element FROM seatmark.elements FINAL WHERE has(enabledRoles(), concat('customer:', customer))

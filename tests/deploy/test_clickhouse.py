@@ -40,7 +40,8 @@ ANN_HAS = ["acme", "o'neil & sons"]
 ANN_SEES = ["ent-1", "ent-2", "ent-5"]
 # Seatmark keeps these for itself. The last is a view that takes from the reader whose rows are shown.
 NOT_FOR_ANALYSTS = {
-    "tokens", "progress", "settled", "restatements", "exact_states", "settings", "schema_versions", "visible_elements",
+    "tokens", "progress", "settled", "restatements", "exact_states", "levels_held", "settings", "schema_versions",
+    "visible_elements",
 }  # fmt: skip
 
 

@@ -60,6 +60,8 @@ _VALUES = {
     "Date32": "toDate32('2026-11-23')",
     "DateTime64(3, 'UTC')": "toDateTime64('2026-11-24 12:00:00', 3, 'UTC')",
     "Array(String)": "['ent-1', 'ent-2', 'ent-3', 'seats']",
+    # The days from 20 to 24 November 2026.
+    "Array(Int64)": "CAST([1795132800000, 1795219200000, 1795305600000, 1795392000000, 1795478400000], 'Array(Int64)')",
     "Array(Tuple(String, String))": "[('ent-1', 'seats'), ('ent-2', 'seats')]",
 }
 _OF_ENT_1 = {
@@ -67,6 +69,7 @@ _OF_ENT_1 = {
     "element": "'seats'",
     "first_day": "toDate32('2026-11-20')",
     "from_ms": "0",
+    "from": "toDateTime64('2026-11-20 00:00:00', 3, 'UTC')",
     "epoch": "0",
 }
 _OF_ENT_1 |= {"offset": "-1", "after_key": "0", "topic": "'entitlement-events'"}
@@ -97,7 +100,7 @@ def test_tables_without_entitlements_are_on_every_server_and_no_others() -> None
         for statement in STATEMENTS
         for found in re.finditer(r"^CREATE TABLE IF NOT EXISTS (\w+)\n\((.*?)^\)", statement, flags=re.M | re.S)
     }
-    assert len(tables) == 13
+    assert len(tables) == 14
     # The last is the migration tool's own.
     assert {table for table, has_entitlements in tables.items() if not has_entitlements} == EVERYWHERE - {"schema_versions"}
 
@@ -283,7 +286,7 @@ def test_replicated_tables_can_be_made(tmp_path: Path) -> None:
             )
         of_a_shard = "countIf(replica_name = 'a' AND endsWith(zookeeper_path, '/1'))"
         of_all = "countIf(replica_name = '1-a' AND endsWith(zookeeper_path, '/all'))"
-        assert engine.rows(f"SELECT {of_a_shard}, {of_all} FROM system.replicas", "default") == [[9, 4]]
+        assert engine.rows(f"SELECT {of_a_shard}, {of_all} FROM system.replicas", "default") == [[10, 4]]
     finally:
         # Left alone it waits for its replicas.
         engine.kill()

@@ -64,7 +64,7 @@ CREATE ROW POLICY OR REPLACE seatmark_customers ON seatmark_shard.elements
 
 CREATE ROW POLICY OR REPLACE seatmark_customers
     ON seatmark_shard.activity, seatmark_shard.terms, seatmark_shard.days, seatmark_shard.marks, seatmark_shard.alerts, seatmark_shard.settled, seatmark_shard.restatements,
-       seatmark_shard.exact_states
+       seatmark_shard.exact_states, seatmark_shard.levels_held
     USING (entitlement, element) IN
     (
         SELECT entitlement, element FROM seatmark_shard.elements FINAL WHERE has(enabledRoles(), concat('customer:', customer))
