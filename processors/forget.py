@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from hashlib import blake2b
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import pyarrow as pa
@@ -27,9 +27,17 @@ import pyarrow as pa
 from processors.domain.days import Calendar
 from processors.domain.holds import Hold
 from processors.exact import Identity, Plan, RawRow, exact_history
-from processors.restate import RESTATED_VERSIONS_FROM
-from processors.standing import Key, RawLogStore, Standing, StoredRow, batches_of, standings_of, stored_rows
-from schemas.activity import ACTIVITY_SCHEMA
+from processors.standing import (
+    RESTATED_VERSIONS_FROM,
+    Key,
+    RawLogStore,
+    Standing,
+    StoredRow,
+    batches_of,
+    rows_anew,
+    standings_of,
+    stored_rows,
+)
 from schemas.errors import Explained
 from schemas.events import MAX_EVENT_BYTES, Event, Refused, decode
 from schemas.personal import PERSONAL_FIELDS, rewritten, seats_of
@@ -376,19 +384,10 @@ def remove_expired(
 
 def _rows_anew(changes: Sequence[_Change]) -> pa.Table:
     """Raw rows as they are stored, with other events in them."""
-    parts = []
-    for _, group in groupby(changes, key=lambda change: id(change.row.batch)):
-        of_batch = list(group)
-        stored = of_batch[0].row.batch.rows.select(ACTIVITY_SCHEMA.names)
-        parts.append(stored.take(pa.array([change.row.index for change in of_batch])))
-    table = pa.Table.from_batches(parts)
-    replaced: dict[str, list[Any]] = {
+    columns = {name: [getattr(change.event, name) for change in changes] for name in (*PERSONAL_FIELDS, "seat_id")}
+    return rows_anew(
+        [change.row for change in changes],
         # Above all that a worker gives. Of restated rows, which keep theirs, the one that is inserted last stays.
-        "version": [max(RESTATED_VERSIONS_FROM, version) for version in table.column("version").to_pylist()],
-        "event": [change.value for change in changes],
-    }
-    replaced |= {name: [getattr(change.event, name) for change in changes] for name in (*PERSONAL_FIELDS, "seat_id")}
-    for name, values in replaced.items():
-        column = ACTIVITY_SCHEMA.field(name)
-        table = table.set_column(table.schema.get_field_index(name), column, pa.array(values, column.type))
-    return table
+        [RESTATED_VERSIONS_FROM] * len(changes),
+        {"event": [change.value for change in changes], **columns},
+    )

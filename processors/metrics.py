@@ -3,11 +3,9 @@
 deploy/prometheus/rules.yml says which of them should wake somebody; docs/runbooks.md what to do then.
 """
 
-from typing import get_args
-
 from prometheus_client import Counter, Gauge, Histogram
 
-from schemas.events import Reason
+from schemas.dead_letters import REASONS
 
 # --- Worker and sink
 
@@ -31,7 +29,7 @@ DUPLICATES = Counter("seatmark_events_duplicate_total", "Events that were repeat
 LATE = Counter("seatmark_events_late_total", "Events too late for the live numbers, per element")
 # Records that could not be applied, by the reason in their dead letter's header.
 DEAD_LETTERS = Counter("seatmark_events_dead_lettered_total", "Records sent to the dead-letter topic", ["reason"])
-for _reason in get_args(Reason):
+for _reason in REASONS:
     # From the start, so that the first of a kind is a rise.
     DEAD_LETTERS.labels(_reason)
 # How much of the dead-letter limit a partition has used up. Above 1 the worker stops: be told at a half.
@@ -101,9 +99,9 @@ CORRECTIONS = Counter("seatmark_corrections_total", "Corrections sent that chang
 # Elements whose live level does not follow from their raw log. Any is a defect, or state that was tampered with.
 RESTATE_UNEXPLAINED = Counter("seatmark_restate_unexplained_total", "Live levels that do not follow from the raw log")
 
-# Passes and audits that failed and are tried again: brokers or ClickHouse are away, or there is a defect; the log says.
-UPKEEP_FAILURES = Counter("seatmark_upkeep_failures_total", "Restatements and audits that failed", ["what"])
-for _what in ("restatement", "audit"):
+# What failed in the sink's upkeep and is tried again: brokers or ClickHouse are away, or there is a defect; the log says.
+UPKEEP_FAILURES = Counter("seatmark_upkeep_failures_total", "Restatements, audits and passes over levels that failed", ["what"])
+for _what in ("restatement", "audit", "adding up of levels"):
     UPKEEP_FAILURES.labels(_what)
 
 # --- Audit

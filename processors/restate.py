@@ -34,16 +34,24 @@ from processors.domain.ledger import Outcome
 from processors.exact import History, Identity, Plan, RawRow, exact_history
 from processors.partitions import partition_of
 from processors.sink import days_table
-from processors.standing import EFFECT_COLUMNS, Key, RawLogStore, Standing, StoredRow, batches_of, standings_of, stored_rows
-from schemas.activity import ACTIVITY_SCHEMA
+from processors.standing import (
+    EFFECT_COLUMNS,
+    RESTATED_VERSIONS_FROM,
+    Key,
+    RawLogStore,
+    Standing,
+    StoredRow,
+    batches_of,
+    rows_anew,
+    standings_of,
+    stored_rows,
+)
 from schemas.alerts import seatmark_id
 from schemas.corrections import encode_correction
 from schemas.days import DayRow
 from schemas.events import Event
 
 logger = logging.getLogger(__name__)
-
-RESTATED_VERSIONS_FROM = 2
 
 
 @dataclass
@@ -410,24 +418,12 @@ def _of_elements(keys: Sequence[Key], **columns: pa.Array) -> pa.Table:
 
 def restated_rows(changed: Sequence[ChangedRow]) -> pa.Table:
     """Raw rows as they were stored, with their exact effect, and a version that is not below the one that they had."""
-    if not changed:
-        return ACTIVITY_SCHEMA.empty_table()
-    parts = []
-    for _, group in groupby(changed, key=lambda item: id(item.row.batch)):
-        of_batch = list(group)
-        stored = of_batch[0].row.batch.rows.select(ACTIVITY_SCHEMA.names)
-        parts.append(stored.take(pa.array([item.row.index for item in of_batch])))
-    table = pa.Table.from_batches(parts)
-    versions = zip(changed, table.column("version").to_pylist(), strict=True)
-    replaced: dict[str, list[Any]] = {
+    return rows_anew(
+        [item.row for item in changed],
         # A rebuild has seen the same events as the restatement before it, and may know of a lower position for that.
-        "version": [max(item.basis + RESTATED_VERSIONS_FROM, version) for item, version in versions]
-    }
-    replaced |= {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)}
-    for name, values in replaced.items():
-        column = ACTIVITY_SCHEMA.field(name)
-        table = table.set_column(table.schema.get_field_index(name), column, pa.array(values, column.type))
-    return table
+        [item.basis + RESTATED_VERSIONS_FROM for item in changed],
+        {name: [item.effect[at] for item in changed] for at, name in enumerate(EFFECT_COLUMNS)},
+    )
 
 
 def restated_days(rows: Sequence[DayRow]) -> pa.Table:

@@ -1,14 +1,16 @@
 """How elements stand in the store, and their raw rows: what restatement and audit begin with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from processors.exact import RawRow
+from schemas.activity import ACTIVITY_SCHEMA
 
 # (entitlement, element)
 Key = tuple[str, str]
@@ -17,6 +19,8 @@ Key = tuple[str, str]
 _BATCH_ELEMENTS = 100
 _BATCH_ID_BYTES = 16_000
 
+# Versions of raw rows: 0 and 1 are a worker's (schemas/activity.py).
+RESTATED_VERSIONS_FROM = 2
 # The columns of a raw row that say what its event did.
 EFFECT_COLUMNS = ("t", "late", "delta", "level", "limit", "hard_limit", "terms_known", "state", "customer", "product")
 
@@ -162,6 +166,26 @@ def stored_rows(batches: Iterable[pa.RecordBatch], watermarks: dict[int, int]) -
             raw = RawRow(entitlement.decode(), element.decode(), epoch, offset, event)
             if raw.position <= watermarks.get(partition, raw.position):
                 yield StoredRow(raw, partition, batch, index)
+
+
+def rows_anew(rows: Sequence[StoredRow], least_versions: Sequence[int], replaced: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Raw rows as they are stored, with other values in some columns, and versions that are not below their own.
+
+    least_versions: for each row. replaced: by the column's name, a value for each row. Rows of one batch follow each other.
+    """
+    if not rows:
+        return ACTIVITY_SCHEMA.empty_table()
+    parts = []
+    for _, group in groupby(rows, key=lambda row: id(row.batch)):
+        of_batch = list(group)
+        stored = of_batch[0].batch.rows.select(ACTIVITY_SCHEMA.names)
+        parts.append(stored.take(pa.array([row.index for row in of_batch])))
+    table = pa.Table.from_batches(parts)
+    versions = zip(least_versions, table.column("version").to_pylist(), strict=True)
+    for name, values in {"version": [max(pair) for pair in versions], **replaced}.items():
+        column = ACTIVITY_SCHEMA.field(name)
+        table = table.set_column(table.schema.get_field_index(name), column, pa.array(values, column.type))
+    return table
 
 
 def batches_of(elements: Sequence[Key]) -> Iterator[list[Key]]:

@@ -32,6 +32,7 @@ Producers must choose the partition as Kafka's own clients do: murmur2 of the ke
 Topics may have a prefix in front of their names (`SEATMARK_TOPIC_PREFIX`); their number of partitions is the deployment's."""
 
 
+@cache
 def public_topics() -> list[Topic]:
     """The topics that others write or read, in the catalogue's order."""
     return [topic for topic in catalogue() if topic.compatibility != "internal"]
@@ -65,8 +66,9 @@ def examples(topic: Topic) -> list[dict[str, Any]]:
     return chosen
 
 
+@cache
 def asyncapi() -> dict[str, Any]:
-    """The document. Addresses of JSON Schemas are relative to it."""
+    """The document. Addresses of JSON Schemas are relative to it. Not to be changed: it is made once."""
     topics = public_topics()
     return {
         "asyncapi": "3.0.0",

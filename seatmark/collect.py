@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from connectors.http import NotSent, Send
@@ -12,6 +11,7 @@ from processors.agents import Topics
 from schemas.events import Event
 from schemas.personal import with_truncated_ip
 from seatmark.brokers import opened_brokers
+from seatmark.produce import event_producer
 from seatmark.settings import Settings
 
 # How long a request may wait for the brokers.
@@ -28,15 +28,7 @@ async def open_collector(settings: Settings) -> AsyncIterator[tuple[Send, Callab
     """
     topic = Topics(settings.topic_prefix).events
     truncates = settings.ip_truncation == "on"
-    producer = AIOKafkaProducer(
-        **(await opened_brokers(settings)).client,
-        acks="all",
-        # Keeps the order over retries. Brokers without transactions have no such producers either.
-        enable_idempotence=settings.fencing == "on",
-        linger_ms=5,
-        compression_type="snappy",
-        max_request_size=2 * 1024 * 1024,
-    )
+    producer = event_producer(await opened_brokers(settings), idempotent=settings.fencing == "on")
 
     async def send(events: Sequence[tuple[Event, bytes]]) -> None:
         values = [with_truncated_ip(value, event)[0] if truncates else value for event, value in events]

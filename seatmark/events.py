@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,8 @@ from rich.progress import Progress
 from processors.domain.days import Calendar
 from processors.domain.overdraft import Terms, terms_of
 from schemas.alerts import seatmark_id
-from schemas.events import MAX_LEVEL, Reason, Refused, decode, format_time, parse_time
+from schemas.dead_letters import REASONS
+from schemas.events import MAX_LEVEL, Refused, decode, format_time, parse_time
 from seatmark.console import configure_logging, progress, say
 from seatmark.reports import ApiFailed, get
 from seatmark.settings import Settings, load_settings
@@ -32,7 +33,6 @@ importers = typer.Typer(help="Read another system's log into Seatmark.", no_args
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="wait until the events are applied and stored")]
 _WAIT_SECONDS = 60.0
 _SHOWN_PROBLEMS = 20
-_REASONS = get_args(Reason)
 _OVERDRAFT = re.compile(r"none|unlimited|absolute:(?P<units>\d{1,18})|percentage:(?P<percent>\d{1,18}(?:\.\d+)?)", re.ASCII)
 
 
@@ -60,7 +60,7 @@ def produce(
 def replay_dead_letters(
     reason: Annotated[
         list[str],
-        typer.Option(metavar="REASON", help=f"why they were refused: {', '.join(_REASONS)}; may be given more than once"),
+        typer.Option(metavar="REASON", help=f"why they were refused: {', '.join(REASONS)}; may be given more than once"),
     ],
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="leave out letters written before, such as 2026-01-31T00:00:00Z")
@@ -82,8 +82,8 @@ def replay_dead_letters(
 
     settings = load_settings()
     configure_logging("ERROR")
-    if unknown := set(reason) - set(_REASONS):
-        expected = f"expected one of {', '.join(_REASONS)}, got {', '.join(sorted(unknown))}"
+    if unknown := set(reason) - set(REASONS):
+        expected = f"expected one of {', '.join(REASONS)}, got {', '.join(sorted(unknown))}"
         raise typer.BadParameter(expected, param_hint="--reason")
     try:
         first = 0 if since is None else parse_time(since)

@@ -69,14 +69,29 @@ class Sender:
         self._pending.clear()
 
 
+def event_producer(brokers: Brokers, *, idempotent: bool = False) -> AIOKafkaProducer:
+    """A producer of `entitlement-events`, to be started.
+
+    idempotent: keeps the order over retries. Brokers without transactions have no such producers either.
+    """
+    return AIOKafkaProducer(
+        **brokers.client,
+        acks="all",
+        enable_idempotence=idempotent,
+        linger_ms=5,
+        compression_type="snappy",
+        # The largest event, with its key and headers.
+        max_request_size=2 * 1024 * 1024,
+    )
+
+
 @asynccontextmanager
 async def open_sender(brokers: Brokers, prefix: str) -> AsyncIterator[Sender]:
     """A sender; when this is left without an error, all that was sent is acknowledged.
 
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
-    producer = AIOKafkaProducer(**brokers.client, acks="all", linger_ms=5, compression_type="snappy",
-                                max_request_size=2 * 1024 * 1024)  # fmt: skip
+    producer = event_producer(brokers)
     await producer.start()
     try:
         sender = Sender(producer, Topics(prefix).events)

@@ -45,13 +45,12 @@ class NotRestated(Explained):
 @asynccontextmanager
 async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     """A `processors.restate.Restater` on the store and the topic of the settings."""
-    from aiokafka import AIOKafkaProducer
-
     from processors.agents import Topics
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
     from seatmark.brokers import opened_brokers
+    from seatmark.produce import event_producer
     from views.migrate import refuse_other_timezone
     from views.raw_log import open_raw_log
     from views.store import connect
@@ -61,7 +60,7 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     with closing(connect(settings.clickhouse_dsn.get_secret_value())) as client:
         refuse_other_timezone(client, settings.timezone)
         log = open_raw_log(client, topic)
-        producer = AIOKafkaProducer(**brokers.client, acks="all", max_request_size=2 * 1024 * 1024)
+        producer = event_producer(brokers)
 
         async def send(outgoing: Outgoing) -> None:
             # Not where its events once were: the topic may have had fewer partitions then.

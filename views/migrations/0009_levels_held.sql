@@ -2,8 +2,9 @@
 -- (views/levels.py), because the report would read 30 days of it for each of them.
 --
 -- A row tells of the events of an element that were placed on `day`, from the first (first_at) to the last (last_at): levels[i] was
--- held for held_ms[i] in all. over_unit_ms: units above the limit, summed over that time. It is only good beside the day row with this `version` (days.version), and if `generation` is the
--- one in the table settings: `seatmark rebuild` changes that. Any row can be deleted; that costs the report time, never a number.
+-- held for held_ms[i] in all. over_unit_ms: units above the limit, summed over that time. It is only good beside the day row with
+-- this `version` (days.version), and if `generation` is the one in the table settings: `seatmark rebuild` changes that. Any row can
+-- be deleted; that costs the report time, never a number.
 --
 -- Sort key. The days of the report's elements are read in one go; of a day, what was added up last stays.
 CREATE TABLE IF NOT EXISTS levels_held
