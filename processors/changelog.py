@@ -8,6 +8,7 @@ it before (KIP-98, "Zombie fencing"), and a transaction that one of them had beg
 """
 
 import asyncio
+import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
     InvalidProducerEpoch,
+    KafkaConnectionError,
     ProducerFenced,
     TransactionalIdAuthorizationFailed,
     UnknownError,
@@ -30,6 +32,9 @@ from schemas.errors import Explained
 MAX_STATE_BATCH_BYTES = 60 * 1024 * 1024
 # Room for the largest record of ours and its batch's header; the brokers' own limits are per topic (schemas/topics.yaml).
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
+# As long as a request may take.
+_KNOWN_SECONDS = 30.0
+_RETRY_SECONDS = 0.2
 
 
 class StateTooLarge(Explained):
@@ -75,12 +80,11 @@ class FencedChangelog:
         """See Changelog."""
         # Also those that it has: another worker may have had them since.
         await self.close()
-        producers = {partition: self._producer(partition) for partition in partitions}
-        self._producers = producers
+        producers = self._producers = {partition: self._producer(partition) for partition in partitions}
         if not producers:
             return
         try:
-            await asyncio.gather(*(producer.start() for producer in producers.values()))
+            await asyncio.gather(*(self._start(partition) for partition in producers))
         except TransactionalIdAuthorizationFailed as error:
             raise TransactionsRefused(
                 f"the brokers do not let this worker use the transactional ids that begin with {self._topic}-: grant it Write "
@@ -117,6 +121,20 @@ class FencedChangelog:
         """See Changelog."""
         producers, self._producers = self._producers, {}
         await asyncio.gather(*(producer.stop() for producer in producers.values()))
+
+    async def _start(self, partition: int) -> None:
+        deadline = time.monotonic() + _KNOWN_SECONDS
+        while True:
+            try:
+                await self._producers[partition].start()
+                return
+            except AssertionError as error:
+                # aiokafka's, where it knows no broker: one that has just come back, and is not in the cluster yet, names none.
+                if time.monotonic() > deadline:
+                    raise KafkaConnectionError(f"the brokers have named no broker for {_KNOWN_SECONDS:.0f} s") from error
+            await self._producers[partition].stop()
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._producers[partition] = self._producer(partition)
 
     def _producer(self, partition: int) -> AIOKafkaProducer:
         return batch_producer(self._brokers, MAX_STATE_BATCH_BYTES, f"{self._topic}-{partition}")

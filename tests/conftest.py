@@ -1,7 +1,9 @@
 """What all tests share: the fixtures with running brokers and stores, and how hypothesis draws."""
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,18 @@ settings.register_profile("here", print_blob=True)
 # pytest --hypothesis-profile=long: for hours, where a test leaves the number of its examples to the profile.
 settings.register_profile("long", max_examples=20_000, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+@pytest.fixture(autouse=True)
+def log_levels_as_before() -> Iterator[None]:
+    """Commands that run in this process set levels, as in one of their own; other tests look at what is logged."""
+    loggers = [
+        logging.getLogger(name) for name in ("", "processors", "seatmark", "views", "processors.batching", "aiokafka.conn")
+    ]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

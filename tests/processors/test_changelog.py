@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 
 from processors.brokers import Brokers
 from processors.changelog import Changelog, Fenced, FencedChangelog, PlainChangelog, StateTooLarge
@@ -52,6 +53,27 @@ async def test_the_one_before_cannot_write_any_more(kafka: Any, topic: str) -> N
         await before.close()
         await after.close()
         forget_failed_futures()
+
+
+async def test_brokers_that_name_no_broker_yet_are_asked_again(kafka: Any, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was away answers before it is in the cluster again, for a moment."""
+    look_up, asked = AIOKafkaClient.coordinator_lookup, []
+
+    async def nobody_at_first(client: AIOKafkaClient, *what: Any) -> Any:
+        asked.append(what)
+        if len(asked) <= PARTITIONS:
+            monkeypatch.setattr(client, "get_random_node", lambda: None)
+        return await look_up(client, *what)
+
+    monkeypatch.setattr(AIOKafkaClient, "coordinator_lookup", nobody_at_first)
+    changelog = FencedChangelog(Brokers(kafka.bootstrap), topic)
+    try:
+        await changelog.take_over([0, 1])
+        await changelog.write(1, [(b"a", b"1")])
+        assert await read(kafka.bootstrap, topic, 1) == [(b"a", b"1")]
+        assert len(asked) > PARTITIONS
+    finally:
+        await changelog.close()
 
 
 async def test_what_was_under_way_when_another_took_over_is_not_there(kafka: Any, topic: str) -> None:

@@ -29,7 +29,6 @@ class Terminal(io.StringIO):
 def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., io.StringIO]]:
     """Sets up logging as a process of its own does; gives what stderr then gets."""
     before = logging.root.handlers[:]
-    levels = {name: logging.getLogger(name).level for name in ("", "processors", "seatmark", "views", "processors.batching")}
 
     def configure(format: Literal["auto", "json", "text"], stderr: io.StringIO | None = None) -> io.StringIO:
         stderr = stderr or io.StringIO()
@@ -41,8 +40,6 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., io.Str
     yield configure
     logging.captureWarnings(False)
     logging.root.handlers[:] = before
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def raised(raise_it: Callable[[], object]) -> None:
