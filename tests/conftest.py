@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,14 @@ def log_levels_as_before() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, before, strict=True):
         logger.setLevel(level)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start brokers and processes first: they take longest, and at the end of a run no process should be left alone
+    with one of them while the others have nothing to do.
+    """
+    slow = Counter(item.path for item in items if item.get_closest_marker("kafka") or item.get_closest_marker("stack"))
+    items.sort(key=lambda item: not slow[item.path])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
