@@ -21,6 +21,8 @@ from processors.partitions import partition_of
 from schemas.topics import catalogue
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, sink_group, worker_applied
+from seatmark.settings import load_settings
+from seatmark.upkeep import audited
 from tests.brokers import admin_client, commit_ends, read_topic
 from tests.worker_process import running, settings_of
 from views.migrate import migrate
@@ -85,9 +87,10 @@ class Deployment:
 
     def audit(self) -> None:
         """Nothing differs, and every entitlement was looked at, nothing left out."""
-        told = self.run("audit", "--format", "json")
-        assert f"audited {len(ENTITLEMENTS)} elements: {2 * len(ENTITLEMENTS)} days" in told
-        assert "0 differences. Not compared: 0 provisional days, 0 live levels" in told
+        findings = audited(load_settings(self.settings))
+        assert findings.differences == []
+        assert (findings.elements, findings.days) == (len(ENTITLEMENTS), 2 * len(ENTITLEMENTS))
+        assert (findings.provisional_days, findings.unsettled) == (0, 0)
 
 
 @pytest.fixture

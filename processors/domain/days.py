@@ -31,6 +31,8 @@ class Calendar:
             raise ValueError(f"expected an IANA time zone such as Europe/Paris, got {timezone!r}") from error
         self.timezone = timezone
         self._by_utc_day: dict[int, DayBounds] = {}
+        # The end of the day that was asked for last: whoever goes through a calendar asks for it next.
+        self._latest_end: tuple[date, int] | None = None
 
     def day_of(self, time: int) -> DayBounds:
         """The day that holds an instant (ms since 1970)."""
@@ -49,12 +51,14 @@ class Calendar:
 
     def bounds(self, day: date) -> DayBounds | None:
         """The bounds of a local date; None if no instant has it (a zone that jumped over the date line)."""
-        start = self._first_instant(day)
+        known = self._latest_end
+        start = known[1] if known is not None and known[0] == day else self._first_instant(day)
         if start is None:
             return None
         following = day + _ONE_DAY
         while (end := self._first_instant(following)) is None:
             following += _ONE_DAY
+        self._latest_end = (following, end)
         return DayBounds(day.isoformat(), start, end)
 
     def _first_instant(self, day: date) -> int | None:

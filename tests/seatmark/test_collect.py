@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors.partitions import partition_of
+from seatmark.cli import app
+from seatmark.settings import SettingsWrong, load_settings
 from tests.brokers import create_topic_named, read_topic
 from tests.connectors.test_http import EVENT, numbered
 
@@ -67,10 +70,11 @@ async def test_what_is_accepted_is_on_the_topic_in_order(kafka: KafkaCluster) ->
 
 
 def test_without_tokens_it_does_not_start() -> None:
-    done = subprocess.run(COMMAND, env={**os.environ, "SEATMARK_COLLECT_TOKENS": ""}, capture_output=True, timeout=60)
-    assert done.returncode == 2
-    assert b"SEATMARK_COLLECT_TOKENS" in done.stderr
-    short = subprocess.run(COMMAND, env={**os.environ, "SEATMARK_COLLECT_TOKENS": "short"}, capture_output=True, timeout=60)
-    assert short.returncode == 2
-    assert b"16" in short.stderr
-    assert b"short" not in short.stderr
+    with pytest.raises(SettingsWrong, match="SEATMARK_COLLECT_TOKENS is not set"):
+        CliRunner().invoke(app, ["collect"], env={"SEATMARK_COLLECT_TOKENS": ""}, catch_exceptions=False)
+
+
+def test_short_tokens_are_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsWrong, match="SEATMARK_COLLECT_TOKENS: expected secrets of at least 16") as wrong:
+        load_settings({"SEATMARK_COLLECT_TOKENS": f"{TOKEN},tiny"})
+    assert "tiny" not in str(wrong.value)

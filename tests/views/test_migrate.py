@@ -19,6 +19,9 @@ from views.store import connect
 
 _CREATED = re.compile(r"^CREATE (?:OR REPLACE )?(TABLE|VIEW|MATERIALIZED VIEW) (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
 
+# What is stored and refused is the same over HTTP, and each migration takes a second or two.
+IN_PROCESS = pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+
 _DROPPED = re.compile(r"^DROP TABLE (\w+)", re.MULTILINE)
 
 
@@ -85,6 +88,7 @@ def test_the_columns_are_those_of_the_contract(database: str) -> None:
     assert set(columns_of(database, "marks")) == {field.name for field in msgspec.structs.fields(DayMark)} - {"timezone"}
 
 
+@IN_PROCESS
 @pytest.mark.parametrize("timezone", ["Pacific/Apia", "America/Sao_Paulo", "America/Vancouver", "Africa/Casablanca"])
 def test_the_calendar_is_the_worker_s(database_in: Callable[[str], str], timezone: str) -> None:
     stored = rows_of(
@@ -102,6 +106,7 @@ def test_the_calendar_is_the_worker_s(database_in: Callable[[str], str], timezon
             assert (starts_at, ends_at) == (bounds.start, bounds.end)
 
 
+@IN_PROCESS
 def test_days_that_new_rules_move_are_written_again(new_database: Callable[[], str]) -> None:
     dsn = new_database()
     migrate(dsn, "Europe/Paris")
@@ -119,6 +124,7 @@ def test_days_that_new_rules_move_are_written_again(new_database: Callable[[], s
     assert rows_of(dsn, "SELECT count() FROM calendar WHERE day > '2030-07-01' AND day < '2030-08-01'") == [(30,)]
 
 
+@IN_PROCESS
 def test_another_time_zone_is_refused_once_there_are_days(
     new_database: Callable[[], str], put: Callable[..., None], day_row: Callable[..., DayRow]
 ) -> None:
@@ -132,6 +138,7 @@ def test_another_time_zone_is_refused_once_there_are_days(
     migrate(dsn, "Europe/Paris")
 
 
+@IN_PROCESS
 def test_an_empty_store_takes_another_time_zone(new_database: Callable[[], str]) -> None:
     dsn = new_database()
     migrate(dsn, "Pacific/Apia")
@@ -142,11 +149,13 @@ def test_an_empty_store_takes_another_time_zone(new_database: Callable[[], str])
     assert rows_of(dsn, "SELECT count() FROM calendar FINAL WHERE ends_at - starts_at != 86400") == [(0,)]
 
 
+@IN_PROCESS
 def test_a_time_zone_that_is_none_is_refused(new_database: Callable[[], str]) -> None:
     with pytest.raises(ValueError, match="Mars/Olympus"):
         migrate(new_database(), "Mars/Olympus")
 
 
+@IN_PROCESS
 def test_marks_of_before_the_column_count_as_unsettled_since_then(
     new_database: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +172,7 @@ def test_marks_of_before_the_column_count_as_unsettled_since_then(
     assert rows_of(dsn, "SELECT position, since FROM marks") == [(281474976710663, 281474976710663)]
 
 
-@pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
+@IN_PROCESS
 def test_the_new_engine_of_the_raw_log_keeps_its_rows_also_when_it_is_run_again(
     new_database: Callable[[], str], put: Callable[..., None], activity_row: Callable[..., ActivityRow]
 ) -> None:
