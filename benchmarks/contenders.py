@@ -17,7 +17,7 @@ import faust
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processors.agents import ChunkProcessor, Topics
+from processors.agents import ChunkProcessor
 from processors.app import WorkerConfig, create_worker, output_producer, relax_garbage_collection
 from processors.brokers import Brokers
 from processors.changelog import PlainChangelog
@@ -28,6 +28,7 @@ from processors.incarnation import topic_incarnation
 from processors.outputs import activity_row, alert_of
 from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
+from processors.topics import Topics
 from schemas.alerts import encode_alert
 from schemas.days import encode_day
 from schemas.events import decode

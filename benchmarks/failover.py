@@ -22,9 +22,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from benchmarks.throughput import events
 from deploy.kafka.cluster import KafkaCluster
-from processors.agents import Topics
-from processors.app import worker_group
 from processors.brokers import Brokers
+from processors.topics import Topics, worker_group
 from seatmark.produce import group_is_stable, group_members
 from seatmark.settings import load_settings
 from seatmark.topics import ensure_topics

@@ -21,7 +21,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.kafka.cluster import KafkaCluster
-from processors.agents import Topics
 from processors.app import WorkerConfig, create_worker
 from processors.brokers import Brokers
 from processors.changelog import PlainChangelog
@@ -31,6 +30,7 @@ from processors.domain.holds import Hold
 from processors.incarnation import topic_incarnation
 from processors.partitions import partition_of
 from processors.refusals import NO_LIMIT
+from processors.topics import Topics
 from schemas.events import LEASES_SOURCE, parse_time
 from seatmark.topics import ensure_topics
 

@@ -23,8 +23,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from benchmarks.contenders import CONTENDERS, INPUT
 from benchmarks.open_seats import cost_by_open_seats
 from deploy.kafka.cluster import KafkaCluster, KafkaUnavailable
-from processors.app import worker_group
 from processors.brokers import Brokers
+from processors.topics import worker_group
 from schemas.events import format_time
 from seatmark.tansu import Tansu
 from seatmark.topics import ensure_topics

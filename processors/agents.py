@@ -22,6 +22,7 @@ from processors.domain.ledger import position_of
 from processors.outputs import SourceRecord, activity_row, alert_of, dead_letter_headers
 from processors.refusals import NO_LIMIT, RefusalLimit, TooManyRefused
 from processors.state import PartitionState, PartitionStates
+from processors.topics import Topics
 from schemas.activity import (
     HEADER_FIRST_OFFSET,
     HEADER_INCARNATION,
@@ -48,37 +49,6 @@ _MAX_ROW_BYTES = 16 * 1024 * 1024
 
 class ChunkFailed(Explained):
     """A chunk could not be processed; the worker stops rather than carry on without it."""
-
-
-@dataclass(frozen=True)
-class Topics:
-    """The topics' names, with the deployment's prefix."""
-
-    prefix: str = ""
-
-    @property
-    def events(self) -> str:
-        return self.prefix + "entitlement-events"
-
-    @property
-    def dead_letters(self) -> str:
-        return self.prefix + "entitlement-events-dlq"
-
-    @property
-    def alerts(self) -> str:
-        return self.prefix + "overdraft-alerts"
-
-    @property
-    def activity(self) -> str:
-        return self.prefix + "entitlement-activity"
-
-    @property
-    def days(self) -> str:
-        return self.prefix + "entitlement-days"
-
-    @property
-    def changelog(self) -> str:
-        return self.prefix + "seatmark-ledger-changelog"
 
 
 @dataclass

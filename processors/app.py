@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from aiokafka import AIOKafkaProducer, TopicPartition
 
 from processors import metrics
-from processors.agents import ChunkProcessor, Topics, process_chunks
+from processors.agents import ChunkProcessor, process_chunks
 from processors.batching import ChangelogTable, ChunkApp, ChunkSchema, credentials_of
 from processors.brokers import Brokers
 from processors.changelog import Changelog, FencedChangelog, PlainChangelog, batch_producer
@@ -22,6 +22,7 @@ from processors.leases import LeasePolicy
 from processors.progress import Observation
 from processors.refusals import RefusalLimit
 from processors.state import PartitionStates
+from processors.topics import Topics, worker_group
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +48,6 @@ class WorkerConfig:
     rebalance_timeout_ms: int
     dead_letter_limit: RefusalLimit
     truncate_ips: bool = False
-
-
-def worker_group(topic_prefix: str) -> str:
-    """The workers' consumer group, which is also the Faust app's id."""
-    return f"{topic_prefix}seatmark"
 
 
 class Worker:

@@ -137,9 +137,9 @@ def demo_command(
 @app.command(rich_help_panel=PARTS)
 def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
-    from processors.agents import Topics
     from processors.app import run_worker
     from processors.progress import Unstored
+    from processors.topics import Topics
     from seatmark.brokers import brokers_of
     from seatmark.produce import sink_group
     from seatmark.topics import check_topics

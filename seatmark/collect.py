@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from aiokafka.errors import KafkaError
 
 from connectors.http import NotSent, Send
-from processors.agents import Topics
+from processors.topics import Topics
 from schemas.events import Event
 from schemas.personal import with_truncated_ip
 from seatmark.brokers import opened_brokers

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from processors.agents import Topics
 from processors.brokers import Brokers
+from processors.topics import Topics
 from schemas.dead_letters import DEAD_DETAIL, DEAD_OFFSET, DEAD_PARTITION, DEAD_REASON, DEAD_TOPIC
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode

@@ -25,8 +25,8 @@ from typing import Self
 import httpx
 from aiokafka.errors import KafkaError
 
-from processors.app import worker_group
 from processors.brokers import Brokers
+from processors.topics import worker_group
 from schemas.errors import Explained
 from seatmark.children import end_with_parent
 from seatmark.produce import NotStored, event_ends, group_is_stable, wait_until_stored

@@ -98,9 +98,9 @@ def forgotten(settings: Settings, user: str, seats: list[str], **options: Any) -
     """
     from clickhouse_connect.driver.exceptions import DatabaseError
 
-    from processors.agents import Topics
     from processors.domain.days import Calendar
     from processors.forget import Person, forget
+    from processors.topics import Topics
     from views.raw_log import RawLog
     from views.store import connect, explained
 
@@ -156,8 +156,8 @@ def _tell(done: "Forgotten", what: str) -> None:
 
 def remove_personal_data(settings: Settings, **options: Any) -> None:
     """Take personal data out of raw rows older than SEATMARK_PERSONAL_RETENTION; options as for `remove_expired`."""
-    from processors.agents import Topics
     from processors.forget import remove_expired
+    from processors.topics import Topics
     from views.raw_log import RawLog
     from views.store import connect
 

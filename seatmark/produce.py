@@ -11,9 +11,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from processors.agents import Topics
-from processors.app import worker_group
 from processors.brokers import Brokers
+from processors.topics import Topics, worker_group
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
 from schemas.personal import with_truncated_ip

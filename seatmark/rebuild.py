@@ -13,8 +13,6 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 
-from processors.agents import Topics
-from processors.app import worker_group
 from processors.changelog import FencedChangelog
 from processors.codec import StateRecord, encode_cursor
 from processors.domain.days import Calendar
@@ -24,6 +22,7 @@ from processors.partitions import partition_of
 from processors.rebuild import Rebuilt, cursor_after_rebuild, rebuilt_elements
 from processors.restate import ChangedRow, restated_rows
 from processors.sink import alerts_table, days_table, marks_table, settled_table
+from processors.topics import Topics, worker_group
 from schemas.alerts import Alert
 from schemas.days import DayMark, DayRow, Settled
 from schemas.errors import Explained

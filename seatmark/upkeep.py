@@ -45,10 +45,10 @@ class NotRestated(Explained):
 @asynccontextmanager
 async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     """A `processors.restate.Restater` on the store and the topic of the settings."""
-    from processors.agents import Topics
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
+    from processors.topics import Topics
     from seatmark.brokers import opened_brokers
     from seatmark.produce import event_producer
     from views.migrate import refuse_other_timezone
@@ -118,7 +118,7 @@ async def keep_adding_up(settings: Settings, stop: asyncio.Event, owns: Callable
 
 
 def _add_up(settings: Settings, owns: Callable[[str], bool]) -> None:
-    from processors.agents import Topics
+    from processors.topics import Topics
     from views.levels import add_up_levels
     from views.migrate import refuse_other_timezone
     from views.raw_log import RawLog
@@ -178,9 +178,9 @@ async def _again_and_again(run: Callable[[], Coroutine[Any, Any, None]], pause_m
 
 def audited(settings: Settings, **options: Any) -> Any:
     """One audit; options as for `processors.audit.Auditor.run`, and what that gives."""
-    from processors.agents import Topics
     from processors.audit import Auditor
     from processors.domain.days import Calendar
+    from processors.topics import Topics
     from views.migrate import refuse_other_timezone
     from views.raw_log import open_raw_log
     from views.store import connect

@@ -19,10 +19,10 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from clickhouse_connect.driver.client import Client
 
-from processors.agents import Topics
 from processors.brokers import Brokers
 from processors.domain.ledger import position_of
 from processors.sink import Sink
+from processors.topics import Topics
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import wait_until_stored
 from seatmark.topics import ensure_topics

@@ -16,10 +16,10 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from processors.agents import Topics
 from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
+from processors.topics import Topics
 from schemas.events import RESTATE_SOURCE, decode, format_time
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, wait_until_stored

@@ -25,9 +25,9 @@ from aiokafka.errors import (
 )
 
 from deploy.kafka.cluster import free_ports
-from processors.agents import Topics
 from processors.brokers import AccessRefused, Brokers
 from processors.partitions import partition_of
+from processors.topics import Topics
 from schemas.events import decode
 from seatmark.brokers import brokers_of, opened_brokers
 from seatmark.chdb_http import ChdbHttp

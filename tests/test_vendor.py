@@ -17,9 +17,9 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from processors.agents import Topics
 from processors.brokers import Brokers
 from processors.domain.days import Calendar
+from processors.topics import Topics
 from schemas.events import RESTATE_SOURCE
 from seatmark.chdb_http import ChdbHttp
 from seatmark.produce import event_ends, wait_until_stored

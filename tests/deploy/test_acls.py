@@ -8,8 +8,7 @@ from pathlib import Path
 import yaml
 
 from deploy.kafka.acls import FILE, RESOURCES, Acl, acls_of, roles
-from processors.agents import Topics
-from processors.app import worker_group
+from processors.topics import Topics, worker_group
 from schemas.topics import catalogue
 from seatmark.produce import sink_group
 

@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from processors.app import _END_SECONDS, worker_group
+from processors.app import _END_SECONDS
+from processors.topics import worker_group
 from schemas.topics import catalogue
 from seatmark.settings import PREFIX, Settings, load_settings
 

@@ -23,9 +23,9 @@ from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
-from processors.agents import Topics
 from processors.brokers import Brokers
 from processors.partitions import partition_of
+from processors.topics import Topics
 from schemas.events import format_time
 from seatmark.chdb_http import ChdbHttp
 from seatmark.topics import ensure_topics

@@ -20,10 +20,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
-from processors.agents import Topics
-from processors.app import worker_group
 from processors.brokers import Brokers
 from processors.partitions import partition_of
+from processors.topics import Topics, worker_group
 from seatmark.produce import event_ends, group_is_stable, group_members, wait_until_stored, worker_applied
 from seatmark.settings import Settings, load_settings
 from seatmark.topics import ensure_topics

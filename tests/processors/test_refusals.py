@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from processors.agents import ChunkProcessor, Topics, fold_chunk
+from processors.agents import ChunkProcessor, fold_chunk
 from processors.codec import CURSOR_KEY, STATE_VERSION, Cursor, encode_cursor
 from processors.domain.days import Calendar
 from processors.refusals import LEAST_REFUSED, NO_LIMIT, RefusalLimit, Refusals, TooManyRefused
 from processors.state import PartitionState, PartitionStates
+from processors.topics import Topics
 
 HOUR = 3_600_000
 # 2026-11-24T02:00:00Z.

@@ -14,14 +14,15 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from processors import agents, app
-from processors.agents import ChunkFailed, Topics
-from processors.app import WorkerConfig, run_worker, worker_group
+from processors.agents import ChunkFailed
+from processors.app import WorkerConfig, run_worker
 from processors.batching import ChunkConsumer
 from processors.brokers import Brokers
 from processors.domain.days import Calendar
 from processors.domain.ledger import Ledger, position_of
 from processors.outputs import alert_of
 from processors.refusals import NO_LIMIT
+from processors.topics import Topics, worker_group
 from schemas.activity import decode_activity
 from schemas.alerts import decode_alert, encode_alert
 from schemas.days import DayRow, decode_day

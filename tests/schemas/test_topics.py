@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from processors.agents import Topics
 from processors.changelog import MAX_STATE_BATCH_BYTES
+from processors.topics import Topics
 from schemas.alerts import Alert, AlertData, Cause, encode_alert
 from schemas.events import MAX_EVENT_BYTES, MAX_TEXT_LENGTH
 from schemas.topics import Topic, catalogue

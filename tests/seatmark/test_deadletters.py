@@ -9,9 +9,9 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
-from processors.agents import Topics
 from processors.brokers import Brokers
 from processors.partitions import partition_of
+from processors.topics import Topics
 from schemas.events import format_time
 from seatmark import deadletters
 from seatmark.deadletters import NoDeadLetters, Replayed, replay
