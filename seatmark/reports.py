@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
 import typer
 
 from schemas.errors import Explained
@@ -91,6 +90,8 @@ def print_overdrafts(document: dict[str, Any]) -> None:
 
 def get(url: str, path: str, parameters: dict[str, Any]) -> Any:
     """The JSON document at a path of the web API, asked for with SEATMARK_TOKEN. Raises ApiFailed."""
+    import httpx
+
     token = load_settings().token.get_secret_value()
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:

@@ -193,6 +193,7 @@ async def both_have_one_partition(workers: list[WorkerProcess], told: list[Told]
         checks = [await one.ready(worker) for one, worker in zip(told, workers, strict=True)]
         if {check["assigned"]["why"] for check in checks} == {"partitions [0]", "partitions [1]"}:
             return
+        await asyncio.sleep(0.1)
 
 
 async def until_stored(url: str, headers: dict[str, str]) -> None:

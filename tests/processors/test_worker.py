@@ -368,4 +368,5 @@ async def _members(deployment: Deployment, count: int) -> None:
             [(_, _, state, _, _, members)] = response.groups
             if state == "Stable" and len(members) == count:
                 return
+            await asyncio.sleep(0.05)
             await asyncio.sleep(0.1)

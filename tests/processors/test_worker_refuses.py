@@ -56,6 +56,7 @@ async def make_anew(deployment: Deployment, topic: str) -> None:
         await ensure_topics(Brokers(deployment.bootstrap), prefix=deployment.prefix, partitions=PARTITIONS, replication=1)
         if await topic_incarnation(Brokers(deployment.bootstrap), topic) != before:
             return
+        await asyncio.sleep(0.05)
 
 
 async def everything(deployment: Deployment) -> dict[str, list[tuple[int, int, bytes | None]]]:

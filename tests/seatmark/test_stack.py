@@ -350,38 +350,17 @@ def test_a_taken_data_directory_and_taken_ports_are_told(stack: RunningStack, tm
         assert "choose another --clickhouse-port" in said
 
 
-def test_stopped_before_anything_happened_it_ends_cleanly_and_starts_again(tmp_path: Path) -> None:
+def test_stopped_and_started_again_it_still_has_everything_and_killed_it_leaves_no_process(tmp_path: Path, log: Path) -> None:
     stack = RunningStack(tmp_path / "data")
     try:
-        for _ in range(2):
-            assert "replaying" not in stack.start()
-            assert stack.stop(signal.SIGINT) == 0
-    finally:
-        stack.kill()
-
-
-def test_killed_it_leaves_no_process_behind(tmp_path: Path) -> None:
-    stack = RunningStack(tmp_path / "data")
-    try:
+        # Before anything has happened it ends cleanly and starts again.
         stack.start()
-        children = stack.children()
-        assert len(children) == 3
-        stack.stop(signal.SIGKILL)
-        gone, alive = psutil.wait_procs(children, timeout=30)
-        assert (len(gone), alive) == (3, [])
-    finally:
-        stack.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: Path, number: int) -> None:
-    stack = RunningStack(tmp_path / "data")
-    try:
-        stack.start()
+        assert stack.stop(signal.SIGTERM) == 0
+        assert "replaying" not in stack.start()
         # Not waited for: stopping must store it.
         sent = stack.run("import", "flexnet", str(log), "--entitlement", "acme-1", "--no-wait")
         assert sent.returncode == 0, sent.stderr.decode()
-        assert stack.stop(number) == 0
+        assert stack.stop(signal.SIGINT) == 0
         forgotten = stack.run("forget", "--user", "ann", "--yes", "--data-dir", str(stack.data_dir))
         assert forgotten.returncode == 0, forgotten.stderr.decode()
         # She came twice, and went twice.
@@ -399,7 +378,11 @@ def test_stopped_and_started_again_it_still_has_everything(tmp_path: Path, log: 
         assert stack.run("produce", "-", given=orjson.dumps(event)).returncode == 0
         [day] = stack.usage("acme-1", "--to", "2025-04-07", "--days", "1")
         assert (day["opening"], day["max"], day["closing"]) == (0, 1, 1)
-        assert stack.stop(number) == 0
+        children = stack.children()
+        assert len(children) == 3
+        stack.stop(signal.SIGKILL)
+        gone, alive = psutil.wait_procs(children, timeout=30)
+        assert (len(gone), alive) == (3, [])
     finally:
         stack.kill()
 
