@@ -29,13 +29,6 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
         yield cluster
 
 
-@pytest.fixture(scope="session")
-def kafka3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    """A real Kafka of three brokers. A test that kills one restarts it."""
-    with running_kafka(3, tmp_path_factory.mktemp("kafka3")) as cluster:
-        yield cluster
-
-
 @pytest.fixture(scope="session", params=["tansu", pytest.param("kafka", marks=pytest.mark.kafka)])
 def broker(request: pytest.FixtureRequest) -> Tansu | KafkaCluster:
     """Runs the test on the embedded broker and on a real Kafka. Tests use its ``bootstrap``."""

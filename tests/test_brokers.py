@@ -86,23 +86,6 @@ async def test_a_large_chunk_is_one_batch(broker: Tansu | KafkaCluster) -> None:
 
 
 @pytest.mark.kafka
-async def test_three_brokers_go_on_when_one_is_killed(kafka3: KafkaCluster) -> None:
-    topic = await create_topic(kafka3.bootstrap, "replicated", partitions=3, replicas=3, config={"min.insync.replicas": "2"})
-    async with AIOKafkaProducer(bootstrap_servers=kafka3.bootstrap, acks="all") as producer:
-        for partition in range(3):
-            await producer.send_and_wait(topic, b"before", partition=partition)
-        kafka3.kill(2)
-        try:
-            for partition in range(3):
-                await producer.send_and_wait(topic, b"after", partition=partition)
-            # Two of three replicas still make a quorum: what was acknowledged before is there as well.
-            values = [record.value for record in await read(kafka3.bootstrap, topic, 2)]
-        finally:
-            kafka3.restart(2)
-    assert values == [b"before", b"after"]
-
-
-@pytest.mark.kafka
 async def test_a_cluster_started_again_has_its_topics(tmp_path: Path) -> None:
     with running_kafka(1, tmp_path) as first:
         topic = await create_topic(first.bootstrap, "kept")

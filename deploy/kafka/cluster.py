@@ -368,6 +368,8 @@ class KafkaCluster:
             # A killed broker is missed after 3 s instead of 9.
             "broker.session.timeout.ms": 3000,
             "broker.heartbeat.interval.ms": 500,
+            # Nothing happens for long on a machine for tests: a sign of life in the metadata need not come twice a second.
+            "metadata.max.idle.interval.ms": 5000,
             # The default of 128 MiB is a quarter of this heap.
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
         }

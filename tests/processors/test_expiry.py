@@ -479,6 +479,13 @@ class Expiries:
         return [document["data"]["seat_id"] for _, _, document in self.found]
 
 
+@pytest.fixture
+async def on_kafka(kafka: Any, tmp_path: Path) -> Deployment:
+    deployment = Deployment(kafka, tmp_path)
+    await deployment.create()
+    return deployment
+
+
 async def last_days(deployment: Deployment) -> dict[tuple[str, str], DayRow]:
     """By entitlement and element the last row of the last day."""
     rows: dict[tuple[str, str], DayRow] = {}
@@ -534,24 +541,25 @@ async def test_a_lease_that_runs_out_is_closed_through_the_log_and_keep_leaves_i
     }
 
 
-async def test_a_worker_that_is_killed_after_it_produced_an_expiry_makes_no_second_effect(deployment: Deployment) -> None:
-    settings = {**deployment.settings, "SEATMARK_LEASE_GRACE": "1s"}
+@pytest.mark.kafka
+async def test_a_worker_that_is_killed_after_it_produced_an_expiry_makes_no_second_effect(on_kafka: Deployment) -> None:
+    settings = {**on_kafka.settings, "SEATMARK_LEASE_GRACE": "1s"}
     start = now_ms() - 10 * MINUTE
     seats = [f"seat-{number}" for number in range(50)]
-    await deployment.send([seat_event("seat.activated", seat, start, lease=start + MINUTE) for seat in seats])
-    async with Expiries(deployment) as expiries:
-        with running_worker(settings, deployment.log) as worker:
+    await on_kafka.send([seat_event("seat.activated", seat, start, lease=start + MINUTE) for seat in seats])
+    async with Expiries(on_kafka) as expiries:
+        with running_worker(settings, on_kafka.log) as worker:
             await expiries.of(seats[0])
             worker.kill()
-        with running_worker(settings, deployment.log):
+        with running_worker(settings, on_kafka.log):
             # One that runs out later shows that the second worker has looked.
-            await deployment.send([seat_event("seat.activated", "last", start + MINUTE, lease=start + 2 * MINUTE)])
+            await on_kafka.send([seat_event("seat.activated", "last", start + MINUTE, lease=start + 2 * MINUTE)])
             await expiries.of(*seats, "last")
             await expiries.applied()
-    [row] = (await last_days(deployment)).values()
+    [row] = (await last_days(on_kafka)).values()
     assert (row.closing, row.activations, row.deactivations) == (0, 51, 51)
     effects: set[tuple[str, int]] = set()
-    for record in await deployment.read(deployment.topics.activity):
+    for record in await on_kafka.read(on_kafka.topics.activity):
         table = decode_activity(record.value)
         of = {name: table[name].to_pylist() for name in ("source", "seat_id", "offset", "version")}
         effects |= {

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -13,7 +12,6 @@ from aiokafka.admin import NewPartitions
 from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
 
 from deploy.kafka.cluster import KafkaCluster, free_ports
-from processors import incarnation
 from processors.brokers import Brokers
 from processors.incarnation import IncarnationUnknown, TopicChanged, TopicWatch, topic_incarnation
 from seatmark.tansu import Tansu
@@ -125,33 +123,6 @@ async def test_a_watch_tells_of_another_number_of_partitions(kafka: KafkaCluster
             await admin.create_partitions({topic: NewPartitions(total_count=3)})
         with pytest.raises(TopicChanged, match=f"{topic} has 3 partitions now, and had 2.*SEATMARK_PARTITIONS"):
             await asyncio.wait_for(watch.until_changed(), 30)
-
-
-@pytest.mark.kafka
-async def test_a_watch_asks_each_broker_that_leads_a_partition_and_goes_on_when_one_is_killed(
-    kafka3: KafkaCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the broker that gives out a partition's records is sure to know the topic that these are of."""
-    asked: set[int] = set()
-
-    async def noted(client: Any, node: int, topics: Sequence[str]) -> Any:
-        answer = await ask(client, node, topics)
-        asked.add(node)
-        return answer
-
-    ask = incarnation._ask
-    monkeypatch.setattr(incarnation, "_ask", noted)
-    topic = await create_topic(kafka3.bootstrap, "watched", partitions=3, replicas=3)
-    async with watching(kafka3.bootstrap, topic) as watch:
-        await watch.check()
-        assert len(asked) == 3
-        kafka3.kill(2)
-        try:
-            asked.clear()
-            await watch.check()
-            assert asked
-        finally:
-            kafka3.restart(2)
 
 
 async def test_a_watch_waits_while_there_is_no_broker() -> None:

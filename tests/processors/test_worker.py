@@ -111,6 +111,13 @@ async def deployment(broker: Any, tmp_path: Path) -> Deployment:
     return deployment
 
 
+@pytest.fixture
+async def on_kafka(kafka: Any, tmp_path: Path) -> Deployment:
+    deployment = Deployment(kafka, tmp_path)
+    await deployment.create()
+    return deployment
+
+
 def some_events(count: int, *, first: int = 0, start: int = 0) -> list[tuple[bytes, bytes]]:
     """Seats of 40 entitlements that come and go; each entitlement has terms that it crosses again and again."""
     events = []
@@ -170,19 +177,20 @@ async def test_outputs_equal_the_fold_and_the_worker_stops_cleanly(deployment: D
     await assert_outputs(deployment, deployment.expected())
 
 
-async def test_kill_in_the_middle_changes_nothing(deployment: Deployment) -> None:
+@pytest.mark.kafka
+async def test_kill_in_the_middle_changes_nothing(on_kafka: Deployment) -> None:
     start = now_ms() - 12_000 * 40_000
-    await deployment.send(some_events(3000, start=start))
-    with running_worker(deployment.settings, deployment.log) as worker:
-        await deployment.applied()
+    await on_kafka.send(some_events(3000, start=start))
+    with running_worker(on_kafka.settings, on_kafka.log) as worker:
+        await on_kafka.applied()
         # It is at work on these when it is killed: the kill follows the first sign of progress.
-        sending = asyncio.ensure_future(deployment.send(some_events(9000, first=3000, start=start)))
-        await _progress(deployment)
+        sending = asyncio.ensure_future(on_kafka.send(some_events(9000, first=3000, start=start)))
+        await _progress(on_kafka)
         worker.kill()
         await sending
-    with running_worker(deployment.settings, deployment.log):
-        await deployment.applied()
-    await assert_outputs(deployment, deployment.expected())
+    with running_worker(on_kafka.settings, on_kafka.log):
+        await on_kafka.applied()
+    await assert_outputs(on_kafka, on_kafka.expected())
 
 
 async def _progress(deployment: Deployment) -> None:
@@ -243,42 +251,44 @@ async def test_bad_records_go_to_the_dead_letter_topic_and_disturb_nothing(deplo
     await assert_outputs(deployment, deployment.expected())
 
 
-async def test_an_error_stops_the_worker_and_names_the_place(deployment: Deployment) -> None:
-    await deployment.send(some_events(400, start=now_ms() - 400 * 40_000))
+@pytest.mark.kafka
+async def test_an_error_stops_the_worker_and_names_the_place(on_kafka: Deployment) -> None:
+    await on_kafka.send(some_events(400, start=now_ms() - 400 * 40_000))
     # State that does not fit the settings is an error of ours, not of a record.
-    with running_worker(deployment.settings, deployment.log):
-        await deployment.applied()
-    settings = {**deployment.settings, "SEATMARK_TIMEZONE": "Europe/Paris"}
-    with running_worker(settings, deployment.log) as worker:
+    with running_worker(on_kafka.settings, on_kafka.log):
+        await on_kafka.applied()
+    settings = {**on_kafka.settings, "SEATMARK_TIMEZONE": "Europe/Paris"}
+    with running_worker(settings, on_kafka.log) as worker:
         assert worker.wait(60) == 1
-    assert "SEATMARK_TIMEZONE is Europe/Paris" in deployment.log.read_text()
+    assert "SEATMARK_TIMEZONE is Europe/Paris" in on_kafka.log.read_text()
 
 
+@pytest.mark.kafka
 async def test_a_failing_chunk_ends_the_worker_with_its_place_and_is_not_committed(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    on_kafka: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await deployment.send(some_events(100, start=now_ms() - 100 * 40_000))
+    await on_kafka.send(some_events(100, start=now_ms() - 100 * 40_000))
 
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the fold is broken")
 
     monkeypatch.setattr(agents, "fold_chunk", fail)
     config = WorkerConfig(
-        brokers=Brokers(deployment.bootstrap), topic_prefix=deployment.prefix, partitions=PARTITIONS, fencing=False,
+        brokers=Brokers(on_kafka.bootstrap), topic_prefix=on_kafka.prefix, partitions=PARTITIONS, fencing=False,
         timezone="UTC", late_after_ms=HOUR, lease_policy="release", lease_grace_ms=60_000, session_timeout_ms=6000,
         rebalance_timeout_ms=2000,
         dead_letter_limit=NO_LIMIT,
     )  # fmt: skip
     with pytest.raises(ChunkFailed) as failed:
         await asyncio.wait_for(run_worker(config, asyncio.Event()), 60)
-    assert f"{deployment.topics.events}[" in str(failed.value)
+    assert f"{on_kafka.topics.events}[" in str(failed.value)
     assert "offsets 0 to" in str(failed.value)
     assert "the fold is broken" in str(failed.value)
     monkeypatch.undo()
     # Nothing of it was taken for done: a worker without the defect does it all.
-    with running_worker(deployment.settings, deployment.log):
-        await deployment.applied()
-    await assert_outputs(deployment, deployment.expected())
+    with running_worker(on_kafka.settings, on_kafka.log):
+        await on_kafka.applied()
+    await assert_outputs(on_kafka, on_kafka.expected())
 
 
 async def test_events_that_could_be_fetched_before_recovery_has_ended_are_applied(
