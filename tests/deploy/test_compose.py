@@ -3,8 +3,11 @@
 import hashlib
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -363,6 +366,19 @@ def test_the_image_has_every_package_and_what_its_build_reads() -> None:
     assert set(copied()) == needed
     for source in copied():
         assert (ROOT / source).exists()
+
+
+def test_what_is_installed_has_every_file_of_the_packages(tmp_path: Path) -> None:
+    """Queries, templates, schemas: what is missing is missed only when a command asks for it."""
+    for source in copied():
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / source)
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "made", "."]
+    subprocess.run(wheel, cwd=tmp_path, check=True)
+    [made] = (tmp_path / "made").iterdir()
+    installed = {name for name in zipfile.ZipFile(made).namelist() if ".dist-info/" not in name}
+    files = (path for source in copied() for path in (ROOT / source).rglob("*") if path.is_file())
+    assert installed == {path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"}
 
 
 def test_the_build_gets_what_it_copies_and_nothing_else() -> None:
