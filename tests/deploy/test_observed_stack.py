@@ -1,4 +1,4 @@
-"""Worker, sink, web and collector as processes on a real Kafka and ClickHouse over HTTP: what Prometheus, Grafana and a log's readers get.
+"""All parts as processes on a real Kafka and ClickHouse over HTTP: what Prometheus, Grafana and a log's readers get.
 
 One run for all of it, because it takes a while; the tests are in the order of what happens to it.
 """
@@ -46,7 +46,7 @@ HOUR, DAY = 3_600_000, 86_400_000
 
 # What must be in no log: of users and their machines, and what opens doors.
 USER, HOST, IP, SEAT = "leak-user@acme.example", "leak-host-7", "203.0.113.77", "leak-seat-7"
-ACTIVATION, TOKEN, PASSWORD = "leak-activation-code", "smt_leaktoken", "p@ss'word"
+ACTIVATION, TOKEN, PASSWORD = "leak-activation-code", "smt_leaktoken-of-this-run", "p@ss'word"
 MARKERS = ("leak-", "leaktoken", "203.0.113", PASSWORD, "p%40ss", "ss%27word")
 
 # A question about a person.
@@ -177,8 +177,8 @@ def observed(kafka: KafkaCluster, chdb_http: ChdbHttp, tmp_path_factory: pytest.
         stack = Observed(kafka.bootstrap, prefix, dsn, settings, directory, ports, web, collector, token, prometheus)
         for role in ROLES:
             parts.enter_context(started(stack, role))
-        for part in (web, collector):
-            until(lambda: answers(f"{part}/readyz"), lambda: [log.read_text() for log in stack.logs])
+        ready = [f"{part}/readyz" for part in (web, collector)]
+        until(lambda: all(map(answers, ready)), lambda: [log.read_text() for log in stack.logs])
         feed(stack)
         yield stack
 
