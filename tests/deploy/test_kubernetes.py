@@ -340,6 +340,12 @@ def test_who_needs_kafka_and_clickhouse_may_reach_them_and_nobody_else(objects: 
     assert policies["seatmark-default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
+def test_who_may_reach_kafka_signs_in_there(example: list[Object]) -> None:
+    """The component `sasl-tls` changes what components before it have made."""
+    signs_in = {name for name, pod in pods(example).items() if "SEATMARK_KAFKA_USER" in environment(example, pod)}
+    assert signs_in == takes_of(example, "seatmark-to-kafka")
+
+
 def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> None:
     ports = {port["name"] for pod in pods(example).values() for port in container(pod).get("ports", [])}
     named = {
