@@ -12,6 +12,7 @@ Only some lines say the date. The reader goes in three steps: `_stamped_lines` c
 and text, `_dated_lines` gives each its date, `_events_of` makes the events.
 """
 
+import hmac
 import json
 import re
 from collections import Counter
@@ -31,6 +32,7 @@ ONE_DAY = timedelta(days=1)
 DAY, HALF_DAY = 86_400, 43_200  # seconds, as the three below
 DISORDER = 60  # lines may be out of order by so much; at a longer step back the clock was set back
 DATE_RACE = 2  # so near to midnight a line's stamp and the date in its text may belong to different days
+SEAT_DIGITS = 24  # hexadecimal, of a seat's pseudonym
 REMEMBERED = 7_200  # identical lines are told apart for longer than the hour that the autumn change repeats
 
 _STAMPED = re.compile(
@@ -191,15 +193,23 @@ class FlexNetReader:
 
     Rotated files of one server may be chained, in the order of `oldest_first`: what is out is then known across files. Times
     are local to `timezone`. Each feature is a pool element of `entitlement`. Every event has `customer` and
-    `product`, if given.
+    `product`, if given. With a `seat_key` seats have pseudonyms that only who has the key can work out: the same for the same
+    seat, or a return would not find its checkout.
     """
 
     def __init__(
-        self, *, entitlement: str, timezone: ZoneInfo, customer: str | None = None, product: str | None = None
+        self,
+        *,
+        entitlement: str,
+        timezone: ZoneInfo,
+        customer: str | None = None,
+        product: str | None = None,
+        seat_key: str = "",
     ) -> None:
         self.summary = Summary()
         self._entitlement = entitlement
         self._timezone = timezone
+        self._seat_key = seat_key.encode()
         self._terms = {"customer": customer, "product": product}
         # daemon -> feature -> seat -> what it has out, oldest first
         self._open: dict[str, dict[str, dict[str, _Request]]] = {}
@@ -322,7 +332,7 @@ class FlexNetReader:
         summary.first = min(summary.first or at, at)
         summary.last = max(summary.last or at, at)
         name = json.dumps(key, ensure_ascii=False, separators=(",", ":"))
-        data: dict[str, Any] = {"seat_id": request.seat_id, "element": request.element}
+        data: dict[str, Any] = {"seat_id": self._seat_named(request.seat_id), "element": request.element}
         data |= {"quantity": request.quantity, "user": request.user, "host": request.host}
         data |= {"reason": "" if request.kind == "OUT" else request.reason} | self._terms
         return {
@@ -335,6 +345,11 @@ class FlexNetReader:
             "time": at,
             "data": {item: value for item, value in data.items() if value},
         }
+
+    def _seat_named(self, seat_id: str) -> str:
+        if not self._seat_key:
+            return seat_id
+        return "seat-" + hmac.digest(self._seat_key, seat_id.encode(errors="surrogatepass"), "sha256").hex()[:SEAT_DIGITS]
 
     def _instant(self, line: _Line, local: datetime) -> datetime:
         if line.offset:

@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import orjson
-from prometheus_client import Counter
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
+from connectors import metrics
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
 
@@ -28,9 +28,6 @@ MEDIA_TYPES = ("application/cloudevents+json", "application/cloudevents-batch+js
 # Of what Seatmark itself puts on the topic.
 _OWN_SOURCES = "/seatmark/"
 _SHOWN = 100
-
-# Events that came over HTTP: sent on, or refused with their request.
-EVENTS = Counter("seatmark_collect_events_total", "Events that came over HTTP", ["outcome"])
 
 _batch: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -65,9 +62,9 @@ def collector(send: Send, tokens: Sequence[str]) -> Starlette:
         except _Problem as problem:
             return _answer(problem)
         except NotSent as error:
-            EVENTS.labels("not_sent").inc(len(events))
+            metrics.COLLECTED.labels("not_sent").inc(len(events))
             return _answer(_Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}. Send the request again, with the same ids"))
-        EVENTS.labels("sent").inc(len(events))
+        metrics.COLLECTED.labels("sent").inc(len(events))
         return Response(orjson.dumps({"accepted": len(events)}), HTTPStatus.ACCEPTED, media_type="application/json")
 
     return Starlette(routes=[Route("/events", collect, methods=["POST"])])
@@ -142,7 +139,7 @@ def _read(body: bytes) -> list[tuple[Event, bytes]]:
         except Refused as problem:
             refused.append({"index": index, "reason": problem.reason, "detail": problem.detail})
     if refused:
-        EVENTS.labels("refused").inc(len(values))
+        metrics.COLLECTED.labels("refused").inc(len(values))
         raise _Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             f"{len(refused)} of {len(values)} events would not be applied, so none was sent; the first: {refused[0]['detail']}",

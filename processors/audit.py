@@ -1,4 +1,4 @@
-"""Audit: the exact fold of every element against what is stored of it: day rows, live levels and alerts.
+"""Audit: the exact fold of every element against what is stored of it: day rows, live levels, alerts, held levels.
 
 The two must be equal; a difference is a defect. What is known to be provisional is not compared but counted: days marked
 by disorder and not yet restated, and elements whose correction is still on its way. One element is in memory at a time.
@@ -27,6 +27,8 @@ _DAY_FIELDS = (
     "activations", "deactivations", "refreshes", "denials", "units_used", "as_of", "closing_limit", "closing_hard_limit",
     "closing_terms_known",
 )  # fmt: skip
+# Of what was added up for the overdraft report; how long each level was held is compared beside.
+_HELD_FIELDS = ("first_at", "last_at", "last_level", "last_limit", "over_unit_ms")
 _ALERT_FIELDS = (
     "type", "from_state", "to_state", "level", "limit", "hard_limit", "at", "entered_at", "duration_ms", "peak", "peak_overage",
 )  # fmt: skip
@@ -36,7 +38,8 @@ _ALERT_FIELDS = (
 class Difference:
     """One value that is not as it should be.
 
-    what: `day 2026-11-24`, `live`, `alert ID` or `alerts`. stored, exact: as text; `-` for nothing.
+    what: `day 2026-11-24`, `held 2026-11-24` (how long each level was held), `live`, `alert ID` or `alerts`. stored, exact: as
+    text; `-` for nothing.
     """
 
     entitlement: str
@@ -51,16 +54,63 @@ class Difference:
 class Findings:
     """What an audit found.
 
-    elements, days, alerts: how many were compared. provisional_days: marked and not restated yet, or of today. unsettled:
-    elements whose live state was not compared, because its correction is still on its way.
+    elements, days, alerts: how many were compared. held_days: those of them whose levels were added up for the overdraft
+    report, and were compared too. provisional_days: marked and not restated yet, or of today. unsettled: elements whose live
+    state was not compared, because its correction is still on its way.
     """
 
     elements: int = 0
     days: int = 0
+    held_days: int = 0
     alerts: int = 0
     provisional_days: int = 0
     unsettled: int = 0
     differences: list[Difference] = field(default_factory=list)
+
+
+class _HeldLevels:
+    """How long each level was held on one day, in ms, from its first event to its last: as in the table levels_held."""
+
+    def __init__(self, start_ms: int) -> None:
+        """start_ms: of the day, for one without events."""
+        self.first_at = self.last_at = start_ms
+        self.last_level = 0
+        self.last_limit: int | None = None
+        self.over_unit_ms = 0
+        self.milliseconds: dict[int, int] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        """Take the next event of the day."""
+        if self.milliseconds:
+            held = outcome.t - self.last_at
+            self.milliseconds[self.last_level] += held
+            if self.last_limit is not None:
+                self.over_unit_ms += held * max(0, self.last_level - self.last_limit)
+        else:
+            self.first_at = outcome.t
+        self.milliseconds.setdefault(outcome.level, 0)
+        self.last_at, self.last_level = outcome.t, outcome.level
+        self.last_limit = outcome.terms.limit if outcome.terms is not None else None
+
+
+class _Exact:
+    """What the exact fold of an element says beside its days: transitions, and the levels held on some days.
+
+    stored_held: rows of levels_held; the days that are wanted.
+    """
+
+    def __init__(self, calendar: Calendar, stored_held: dict[str, dict[str, Any]]) -> None:
+        self._calendar = calendar
+        bounds = {day: calendar.bounds(date.fromisoformat(day)) for day in stored_held}
+        self.held = {day: _HeldLevels(known.start) for day, known in bounds.items() if known is not None}
+        self.transitions: list[Transition] = []
+
+    def add(self, raw: RawRow, event: Event, outcome: Outcome) -> None:
+        """Take what one event did."""
+        if outcome.transition is not None:
+            self.transitions.append(outcome.transition)
+        if self.held and (held := self.held.get(self._calendar.day_of(outcome.t).day)) is not None:
+            held.add(outcome)
 
 
 class Auditor:
@@ -129,6 +179,9 @@ class Auditor:
         live = {(row["entitlement"], row["element"]): row for row in self._store.live_states(elements)}
         days = _by_element(self._store.day_rows(elements, since))
         alerts = _by_element(self._store.alert_rows(elements))
+        added_up: dict[Key, dict[str, dict[str, Any]]] = {}
+        for row in self._store.levels_held(elements, since, date.fromisoformat(today.day)):
+            added_up.setdefault((row["entitlement"], row["element"]), {})[row["day"].isoformat()] = row
         repeats: dict[str, dict[Identity, int]] = {}
         for entitlement, source, event_id, first, _ in self._store.repeats(elements, 0):
             repeats.setdefault(entitlement, {})[source, event_id] = first
@@ -137,12 +190,19 @@ class Auditor:
         for key, of_element in groupby(rows, key=lambda row: (row.raw.entitlement, row.raw.element)):
             unseen.discard(key)
             stored_days = {row["day"]: row for row in days.get(key, [])}
-            transitions: list[Transition] = []
-            history = self._fold(key, (row.raw for row in of_element), stored_days, repeats.get(key[0], {}), transitions)
+            # One that does not go with the day row is not read by the report either.
+            stored_held = {
+                day: row
+                for day, row in added_up.get(key, {}).items()
+                if day in stored_days and row["version"] == stored_days[day]["version"]
+            }
+            exact = _Exact(self._calendar, stored_held)
+            history = self._fold(key, (row.raw for row in of_element), stored_days, repeats.get(key[0], {}), exact)
             found = Findings()
             self._compare_days(found, key, history, stored_days, standings[key], today, since)
             self._compare_live(found, key, history, live.get(key), standings[key])
-            self._compare_alerts(found, key, transitions, alerts.get(key, []), standings[key], live.get(key))
+            self._compare_held(found, key, exact.held, stored_held, stored_days, standings[key], today)
+            self._compare_alerts(found, key, exact.transitions, alerts.get(key, []), standings[key], live.get(key))
             yield key, found
         for key in sorted(unseen):
             yield (
@@ -156,12 +216,8 @@ class Auditor:
         rows: Iterator[RawRow],
         stored_days: dict[str, dict[str, Any]],
         repeats: dict[Identity, int],
-        transitions: list[Transition],
+        exact: _Exact,
     ) -> History:
-        def on_outcome(raw: RawRow, event: Event, outcome: Outcome) -> None:
-            if outcome.transition is not None:
-                transitions.append(outcome.transition)
-
         bounds = (self._calendar.bounds(date.fromisoformat(day)) for day in sorted(stored_days))
         plan = Plan(ticks=[day for day in bounds if day is not None])
         return exact_history(
@@ -171,7 +227,7 @@ class Auditor:
             late_after_ms=self._late_after_ms,
             plan=plan,
             repeats=repeats,
-            on_outcome=on_outcome,
+            on_outcome=exact.add,
         )
 
     @staticmethod
@@ -187,7 +243,7 @@ class Auditor:
         exact_days = {row.day: row for row in history.days if row.day >= since.isoformat()}
         for day in sorted(stored_days.keys() | exact_days.keys()):
             stored, exact, mark = stored_days.get(day), exact_days.get(day), standing.marked(day)
-            if mark and (day >= today.day or stored is None or not stored["restated"] or stored["position"] < mark):
+            if _is_provisional(day, stored, mark, today):
                 found.provisional_days += 1
                 continue
             found.days += 1
@@ -196,6 +252,28 @@ class Auditor:
                 found.differences.append(Difference(*key, f"day {day}", "row", kept, wanted))
                 continue
             _compare(found, key, f"day {day}", _DAY_FIELDS, stored, exact)
+
+    @staticmethod
+    def _compare_held(
+        found: Findings,
+        key: Key,
+        exact_held: dict[str, _HeldLevels],
+        stored_held: dict[str, dict[str, Any]],
+        stored_days: dict[str, dict[str, Any]],
+        standing: Standing,
+        today: DayBounds,
+    ) -> None:
+        for day, exact in exact_held.items():
+            if _is_provisional(day, stored_days[day], standing.marked(day), today):
+                continue
+            found.held_days += 1
+            stored = stored_held[day]
+            _compare(found, key, f"held {day}", _HELD_FIELDS, stored, {name: getattr(exact, name) for name in _HELD_FIELDS})
+            kept = dict(zip(stored["levels"], stored["held_ms"], strict=False))
+            for level in sorted(kept.keys() | exact.milliseconds.keys()):
+                if kept.get(level) != exact.milliseconds.get(level):
+                    texts = (_text(held.get(level)) for held in (kept, exact.milliseconds))
+                    found.differences.append(Difference(*key, f"held {day}", f"ms at level {level}", *texts))
 
     @staticmethod
     def _compare_live(found: Findings, key: Key, history: History, live: dict[str, Any] | None, standing: Standing) -> None:
@@ -278,6 +356,11 @@ def _ends(state: str, moves: list[tuple[str, str]]) -> set[str]:
     return found
 
 
+def _is_provisional(day: str, stored: dict[str, Any] | None, mark: int, today: DayBounds) -> bool:
+    """Whether a day with such a row and such a newest mark is still to be restated."""
+    return bool(mark) and (day >= today.day or stored is None or not stored["restated"] or stored["position"] < mark)
+
+
 def _compare(
     found: Findings, key: Key, what: str, fields: Sequence[str], stored: dict[str, Any], exact: dict[str, Any] | DayRow
 ) -> None:
@@ -301,6 +384,7 @@ def _by_element(rows: Sequence[dict[str, Any]]) -> dict[Key, list[dict[str, Any]
 
 def _add(findings: Findings, of_element: Findings) -> None:
     findings.days += of_element.days
+    findings.held_days += of_element.held_days
     findings.alerts += of_element.alerts
     findings.provisional_days += of_element.provisional_days
     findings.unsettled += of_element.unsettled

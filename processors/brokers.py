@@ -48,7 +48,7 @@ class Brokers:
             try:
                 connection = await create_conn(host, port, request_timeout_ms=_CONNECT_MS, **self.security)
             except (OSError, KafkaError) as error:
-                why = _why_refused(error)
+                why = _why_refused(error, self.security.get("sasl_mechanism"))
                 if why:
                     raise AccessRefused(f"the Kafka broker {host}:{port} cannot be used: {why}") from error
             else:
@@ -56,7 +56,7 @@ class Brokers:
                 return
 
 
-def _why_refused(error: BaseException) -> str:
+def _why_refused(error: BaseException, mechanism: str | None) -> str:
     """Why we were not let in, and what to look at; empty where that is not what happened."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -73,7 +73,12 @@ def _why_refused(error: BaseException) -> str:
     if isinstance(error, NoToken):
         return str(error.args[0])
     if isinstance(error, SaslAuthenticationFailed):
-        return "it refuses who we say that we are; look at SEATMARK_KAFKA_SASL_MECHANISM, the user and the secret"
+        signed_in_with = (
+            "SEATMARK_KAFKA_OAUTH_CLIENT_ID and SEATMARK_KAFKA_OAUTH_CLIENT_SECRET"
+            if mechanism == "OAUTHBEARER"
+            else "SEATMARK_KAFKA_USER and SEATMARK_KAFKA_PASSWORD"
+        )
+        return f"it refuses who we say that we are; look at SEATMARK_KAFKA_SASL_MECHANISM, {signed_in_with}"
     if isinstance(error, UnsupportedSaslMechanismError):
         return "it does not know the mechanism of SEATMARK_KAFKA_SASL_MECHANISM"
     return ""

@@ -9,6 +9,7 @@ import faulthandler
 import gc
 import inspect
 import json
+import logging
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ from urllib.parse import urlsplit
 from prometheus_client.exposition import MetricsHandler
 
 from schemas.errors import Explained
+
+logger = logging.getLogger(__name__)
 
 # Of a process that ended itself because it did not get on; a supervisor is to start it again.
 EXIT_STUCK = 3
@@ -90,7 +93,7 @@ def served(health: Health | None, port: int, host: str = "0.0.0.0") -> Iterator[
         of = health
 
     try:
-        listening = ThreadingHTTPServer((host, port), Handler)
+        listening = _Server((host, port), Handler)
     except OSError as error:
         raise PortTaken(f"cannot listen on {host}:{port} ({error.strerror}): choose another SEATMARK_METRICS_PORT") from error
     with listening as server:
@@ -101,6 +104,12 @@ def served(health: Health | None, port: int, host: str = "0.0.0.0") -> Iterator[
         finally:
             server.shutdown()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Somebody asked, and did not wait for the answer. Python's own would write that to stderr, with their address."""
+        logger.debug("a request for health or metrics broke off", exc_info=True)
 
 
 class _Handler(MetricsHandler):

@@ -88,6 +88,7 @@ def _cell(value: Any) -> str:
 _JSON = "json"
 # What a log line may say beside its text; libraries add things of their own.
 _CONTEXT = ("topic", "partition", "offset", "entitlement", "element", "table")
+_OF_A_FENCE = {"ProducerFenced", "InvalidProducerEpoch"}
 
 
 def configure_logging(level: str, format: Literal["auto", "json", "text"] = "text") -> None:
@@ -106,6 +107,7 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.name = _JSON if as_json else "text"
+    handler.addFilter(_is_news)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
@@ -127,6 +129,13 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     else:
         # Faust's services log under the names of our subclasses.
         logging.getLogger("processors.batching").setLevel("WARNING")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not so: what aiokafka leaves behind in a producer that was fenced. The worker ends, and says that with what to do."""
+    left_behind = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    return not (left_behind and type(error).__name__ in _OF_A_FENCE)
 
 
 def _tell_exception(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -252,7 +252,8 @@ def flexnet(
         if files.count(file) > 1:
             raise typer.BadParameter(f"{file} is given twice")
     log = _Log([_existing(file) for file in files])
-    reader = FlexNetReader(entitlement=entitlement, timezone=zone, customer=customer, product=product)
+    seat_key = settings.seat_key.get_secret_value()
+    reader = FlexNetReader(entitlement=entitlement, timezone=zone, customer=customer, product=product, seat_key=seat_key)
     produced = _send(settings, (orjson.dumps(event) for event in reader.events(log.lines())), wait)
     summary = reader.summary
     span = f"events from {summary.first} to {summary.last}" if summary.first else "no events"

@@ -17,7 +17,9 @@ from schemas.errors import Explained
 PREFIX = "SEATMARK_"
 
 # Each may also be in a file that SEATMARK_..._FILE names. None is ever shown.
-_SECRETS = ("clickhouse_dsn", "token", "collect_tokens", "kafka_password", "kafka_key_password", "kafka_oauth_client_secret")
+_SECRETS = (
+    "clickhouse_dsn", "token", "collect_tokens", "seat_key", "kafka_password", "kafka_key_password", "kafka_oauth_client_secret"
+)  # fmt: skip
 _SECRET_FILES = {f"{PREFIX}{name.upper()}_FILE": name for name in _SECRETS}
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -60,6 +62,12 @@ def _clickhouse_dsn(value: SecretStr) -> SecretStr:
             "expected chdb:///directory or http(s)://user:password@host:8123/database. In user, password, directory and "
             "database write # as %23, ? as %3F, @ as %40, % as %25, and a / that is no separator as %2F"
         )
+    return value
+
+
+def _seat_key(value: SecretStr) -> SecretStr:
+    if value.get_secret_value() and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
+        raise ValueError("expected a secret of at least 16 visible ASCII characters")
     return value
 
 
@@ -132,6 +140,10 @@ class Settings(BaseSettings):
     )
     personal_retention: Duration = Field(
         0, description="the sink takes users, hosts and addresses out of the raw log after this long; `0d`: never"
+    )
+    seat_key: Annotated[SecretStr, AfterValidator(_seat_key)] = Field(
+        SecretStr(""),
+        description="with this secret `import flexnet` makes seat ids that name nobody: 16 characters or more, always the same",
     )
     web_host: str = Field("127.0.0.1", description="address that the web listens on")
     web_port: int = Field(8000, ge=1, le=65535, description="port that the web listens on")

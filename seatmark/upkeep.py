@@ -245,7 +245,7 @@ def audit(
     since: Annotated[str, typer.Option(metavar="DAY", help="days from this one on, such as 2026-01-31")] = "1970-01-01",
     format: Annotated[Format, typer.Option("--format", help="table for people, json or csv for programs")] = Format.table,
 ) -> None:
-    """Compare day rows, live levels and alerts with the exact numbers. Exit code 1 if anything differs."""
+    """Compare day rows, live levels, alerts and held levels with the exact numbers. Exit code 1 if anything differs."""
     settings = load_settings()
     configure_logging(settings.log_level)
     try:
@@ -266,7 +266,7 @@ def audit(
         for found in findings.differences
     ]  # fmt: skip
     summary = {
-        "elements": findings.elements, "days": findings.days, "alerts": findings.alerts,
+        "elements": findings.elements, "days": findings.days, "held_days": findings.held_days, "alerts": findings.alerts,
         "provisional_days": findings.provisional_days, "unsettled": findings.unsettled, "differences": len(rows),
     }  # fmt: skip
     if format is Format.json:
@@ -280,8 +280,9 @@ def audit(
         title = _count(len(rows), "difference") + (f", the first {len(shown)}" if len(shown) < len(rows) else "")
         print_rows(shown, columns, title=title)
     say(
-        f"audited {_count(findings.elements, 'element')}: {_count(findings.days, 'day')} and "
-        f"{_count(findings.alerts, 'alert')} compared, {_count(len(rows), 'difference')}. Not compared: "
+        f"audited {_count(findings.elements, 'element')}: {_count(findings.days, 'day')}, held levels of "
+        f"{_count(findings.held_days, 'day')} and {_count(findings.alerts, 'alert')} compared, "
+        f"{_count(len(rows), 'difference')}. Not compared: "
         f"{_count(findings.provisional_days, 'provisional day')}, {_count(findings.unsettled, 'live level')} with a "
         "correction on its way"
     )

@@ -306,8 +306,6 @@ def topics_made(secured: SecuredKafka, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"SEATMARK_KAFKA_PASSWORD": "geheim"}, "it refuses who we say that we are"),
-        ({"SEATMARK_KAFKA_SASL_MECHANISM": "plain"}, "it does not know the mechanism of SEATMARK_KAFKA_SASL_MECHANISM"),
         ({"SEATMARK_KAFKA_CA_FILE": "other"}, "its certificate is not trusted"),
         ({"SEATMARK_BROKERS": "certified"}, "no TLS"),
     ],
@@ -317,11 +315,29 @@ async def test_a_broker_that_cannot_be_used_says_why(
 ) -> None:
     said = {"other": str(Authority(tmp_path / "other").file), "certified": secured.cluster.certified_bootstrap}
     settings = secured.signed_in("topics") | {name: said.get(value, value) for name, value in changed.items()}
-    if "SEATMARK_KAFKA_PASSWORD" in changed:
-        del settings["SEATMARK_KAFKA_PASSWORD_FILE"]
-    with pytest.raises(AccessRefused, match=why) as refused:
+    with pytest.raises(AccessRefused, match=why):
         await opened_brokers(load_settings(settings))
+
+
+@pytest.mark.parametrize("mechanism", ["scram-sha-512", "scram-sha-256", "plain"])
+async def test_each_mechanism_signs_in_and_not_with_a_wrong_password(
+    secured: SecuredKafka, prefix: str, topics_made: None, mechanism: str
+) -> None:
+    settings = secured.signed_in("producer") | {"SEATMARK_KAFKA_SASL_MECHANISM": mechanism}
+    brokers = await opened_brokers(load_settings(settings))
+    async with AIOKafkaProducer(**brokers.client) as producer:
+        # As a user who may do this, and hardly anything else.
+        assert await producer.partitions_for(f"{prefix}entitlement-events") == set(range(PARTITIONS))
+    del settings["SEATMARK_KAFKA_PASSWORD_FILE"]
+    with pytest.raises(AccessRefused, match=r"SEATMARK_KAFKA_SASL_MECHANISM, \w+_USER and \w+_PASSWORD$") as refused:
+        await opened_brokers(load_settings(settings | {"SEATMARK_KAFKA_PASSWORD": "geheim"}))
     assert "geheim" not in str(refused.value)
+
+
+async def test_a_mechanism_that_brokers_do_not_know_is_told(secured: SecuredKafka) -> None:
+    brokers = brokers_of(load_settings(secured.signed_in("topics")))
+    with pytest.raises(AccessRefused, match="it does not know the mechanism of SEATMARK_KAFKA_SASL_MECHANISM"):
+        await Brokers(brokers.addresses, {**brokers.security, "sasl_mechanism": "SCRAM-SHA-1"}).refuse_if_refused()
 
 
 async def test_a_certificate_of_nobody_they_know_is_refused(secured: SecuredKafka, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class RawLog:
         return [(row[0], row[1]) for row in self._rows("logged_elements", entitlement=entitlement)]
 
     def day_rows(self, elements: Sequence[Key], since: date) -> list[dict[str, Any]]:
-        """Stored days, in the fields of schemas.days.DayRow, and `restated`."""
+        """Stored days, in the fields of schemas.days.DayRow, `restated` and `version`."""
         return self._dicts("day_rows", elements, since=since)
 
     def alert_rows(self, elements: Sequence[Key]) -> list[dict[str, Any]]:
@@ -200,6 +200,15 @@ class RawLog:
         }  # fmt: skip
         rows = self._client.query(named_queries()["levels_of_days"], parameters=parameters).named_results()
         return {(row["entitlement"], row["element"], row["start_ms"]): row for row in rows}
+
+    def levels_held(self, elements: Sequence[Key], first: date, last: date) -> list[dict[str, Any]]:
+        """What was added up of the days from first to last, as the overdraft report reads it. Times in ms since 1970."""
+        parameters = {
+            "visible": list(elements), "entitlements": sorted({entitlement for entitlement, _ in elements}),
+            "first_day": first, "last_day": last,
+        }  # fmt: skip
+        found = self._client.query(named_queries()["levels_held"], parameters=parameters, query_formats={"DateTime64": "int"})
+        return list(found.named_results())
 
     def insert(self, table: str, rows: pa.Table) -> None:
         """Store rows; done once ClickHouse has acknowledged."""

@@ -127,13 +127,13 @@ def free_ports(count: int) -> list[int]:
 class Security:
     """For a cluster that encrypts, and lets in only whom it knows: how it is told who that is. All files are PEM.
 
-    Clients sign in at ``bootstrap``, with SCRAM-SHA-512 or OAUTHBEARER, or show a certificate at ``certified_bootstrap``; its
+    Clients sign in at ``bootstrap``, with SCRAM, PLAIN or OAUTHBEARER, or show a certificate at ``certified_bootstrap``; its
     common name is the user. Without an ACL nobody may do anything but who has the brokers' own certificate.
 
     Args:
         authority: certificate of who signs those of brokers and clients.
         broker: certificate of the brokers and its key, unencrypted in PKCS #8. Their user is ``broker``, its common name.
-        passwords: of the users with SCRAM. Tokens of OAUTHBEARER need no signature: this is for tests.
+        passwords: of the users with SCRAM and PLAIN. Tokens of OAUTHBEARER need no signature: this is for tests.
     """
 
     authority: Path
@@ -143,6 +143,7 @@ class Security:
     def settings(self) -> dict[str, object]:
         """What brokers need to be told, beside their listeners."""
         modules = "org.apache.kafka.common.security"
+        users = " ".join(f'user_{name}="{password}"' for name, password in self.passwords.items())
         oauth = f'{modules}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";'
         return {
             "ssl.keystore.type": "PEM",
@@ -152,8 +153,10 @@ class Security:
             "listener.name.certified.ssl.client.auth": "required",
             "listener.name.controller.ssl.client.auth": "required",
             "ssl.principal.mapping.rules": "RULE:^.*CN=([^,]+).*$/$1/",
-            "sasl.enabled.mechanisms": "SCRAM-SHA-512,OAUTHBEARER",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-512,SCRAM-SHA-256,PLAIN,OAUTHBEARER",
             "listener.name.sasl.scram-sha-512.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;",
+            "listener.name.sasl.scram-sha-256.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;",
+            "listener.name.sasl.plain.sasl.jaas.config": f"{modules}.plain.PlainLoginModule required {users};",
             "listener.name.sasl.oauthbearer.sasl.jaas.config": oauth,
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:broker",
@@ -400,7 +403,9 @@ class KafkaCluster:
         if self._security is None:
             return []
         users = self._security.passwords.items()
-        return [f"--add-scram=SCRAM-SHA-512=[name={name},password={password}]" for name, password in users]
+        return [
+            f"--add-scram=SCRAM-SHA-{bits}=[name={name},password={password}]" for name, password in users for bits in (512, 256)
+        ]
 
     def _launch(self, node: _Node) -> None:
         node.process = self._run(node, "kafka.Kafka")

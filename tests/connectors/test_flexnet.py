@@ -829,6 +829,7 @@ SIGNS = [
 PIECES = st.sampled_from(WORDS + SIGNS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(PIECES | st.text(max_size=3), max_size=12).map(" ".join), max_size=12))
 def test_no_line_stops_the_reading(lines: list[str]) -> None:
     events, summary = read(on("3/8/2021", *lines))

@@ -16,6 +16,7 @@ from processors.app import _END_SECONDS
 from processors.topics import worker_group
 from schemas.topics import catalogue
 from seatmark.settings import PREFIX, Settings, load_settings
+from tests.prometheus import CONFIG as PROMETHEUS
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
@@ -39,11 +40,17 @@ _POLICIES = {
     ),
 }
 _BEHAVIOUR = _only({"stabilizationWindowSeconds": {"type": "integer", "minimum": 0, "maximum": 3600}, "policies": _POLICIES})
+_RELABELING = _only({"sourceLabels": {"type": "array", "items": _TEXT}, "targetLabel": _TEXT, "replacement": _TEXT})
 CUSTOM = {
     ("monitoring.coreos.com/v1", "PodMonitor"): _only(
         {
             "selector": _only({"matchLabels": {"type": "object"}}),
-            "podMetricsEndpoints": {"type": "array", "items": _only({"port": _TEXT, "interval": {"pattern": r"^\d+s$"}})},
+            "podMetricsEndpoints": {
+                "type": "array",
+                "items": _only(
+                    {"port": _TEXT, "interval": {"pattern": r"^\d+s$"}, "relabelings": {"type": "array", "items": _RELABELING}}
+                ),
+            },
         }
     ),
     ("keda.sh/v1alpha1", "ScaledObject"): _only(
@@ -145,6 +152,7 @@ def environment(objects: list[Object], pod: Object) -> dict[str, str]:
         ("seatmark-clickhouse", "reader-dsn"): "https://seatmark_reader:b2@clickhouse:8443/seatmark",
         ("seatmark-kafka", "user"): "seatmark",
         ("seatmark-kafka", "password"): "c3",
+        ("seatmark-collect", "tokens"): "d4d4d4d4d4d4d4d4,e5e5e5e5e5e5e5e5",
     }
     variables: dict[str, str] = {}
     for source in container(pod)["envFrom"]:
@@ -180,6 +188,12 @@ def selected(selector: Object, pod: Object) -> bool:
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
 
 
+def takes_of(objects: list[Object], policy: str) -> set[str]:
+    """The pods that a network policy is for."""
+    selector = of_kind(objects, "NetworkPolicy")[policy]["spec"]["podSelector"]
+    return {name for name, pod in pods(objects).items() if selected(selector, pod)}
+
+
 # --- Against schemas
 
 
@@ -210,20 +224,24 @@ def test_each_component_builds_by_itself(component: str, tmp_path: Path) -> None
 # --- Settings
 
 
-@pytest.mark.parametrize("part", ["migrate", "topics", "worker", "sink", "web"])
-def test_every_variable_is_a_setting_and_every_value_is_accepted(objects: list[Object], part: str) -> None:
-    pod = pods(objects)[f"seatmark-{part}"]
-    assert container(pod)["args"] == [part]
-    variables = environment(objects, pod)
-    assert all(name.startswith(PREFIX) for name in variables)
-    load_settings(variables)
+def test_every_variable_is_a_setting_and_every_value_is_accepted(objects: list[Object]) -> None:
+    for name, pod in pods(objects).items():
+        assert container(pod)["args"] == [name.removeprefix("seatmark-")]
+        variables = environment(objects, pod)
+        assert all(name.startswith(PREFIX) for name in variables)
+        load_settings(variables)
+
+
+def test_the_example_has_every_part(base: list[Object], example: list[Object]) -> None:
+    assert set(pods(base)) == {f"seatmark-{part}" for part in ("migrate", "topics", "worker", "sink", "web")}
+    assert set(pods(example)) == {*pods(base), "seatmark-collect"}
 
 
 def test_settings_that_parts_must_agree_on_come_from_one_place(objects: list[Object]) -> None:
     assert len({container(pod)["envFrom"][0]["configMapRef"]["name"] for pod in pods(objects).values()}) == 1
     for pod in pods(objects).values():
         for variable in container(pod).get("env", []):
-            assert re.match("SEATMARK_(CLICKHOUSE_DSN|KAFKA_)", variable["name"])
+            assert re.match("SEATMARK_(CLICKHOUSE_DSN|COLLECT_TOKENS|KAFKA_)", variable["name"])
 
 
 def test_no_secret_is_in_the_files(objects: list[Object]) -> None:
@@ -272,13 +290,14 @@ def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None
             "seatmark-worker": {"metrics": settings.metrics_port},
             "seatmark-sink": {"metrics": settings.metrics_port},
             "seatmark-web": {"http": settings.web_port, "metrics": settings.metrics_port},
+            "seatmark-collect": {"http": settings.collect_port, "metrics": settings.metrics_port},
         }
         assert ports == expected.get(name, {})
-    [service] = of_kind(objects, "Service").values()
-    assert [name for name, pod in pods(objects).items() if selected({"matchLabels": service["spec"]["selector"]}, pod)] == [
-        "seatmark-web"
-    ]
-    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    for name, service in of_kind(objects, "Service").items():
+        assert [pod for pod, made in pods(objects).items() if selected({"matchLabels": service["spec"]["selector"]}, made)] == [
+            name
+        ]
+        assert service["spec"]["ports"][0]["targetPort"] == "http"
 
 
 def test_what_runs_on_is_asked_how_it_is_at_its_own_port(objects: list[Object]) -> None:
@@ -311,14 +330,21 @@ def test_who_needs_kafka_and_clickhouse_may_reach_them_and_nobody_else(objects: 
     policies = of_kind(objects, "NetworkPolicy")
 
     def takes(policy: str) -> set[str]:
-        selector = policies[policy]["spec"]["podSelector"]
-        return {name.removeprefix("seatmark-") for name, pod in pods(objects).items() if selected(selector, pod)}
+        return {name.removeprefix("seatmark-") for name in takes_of(objects, policy)}
 
-    assert takes("seatmark-to-kafka") == {"topics", "worker", "sink"}
+    there = {name.removeprefix("seatmark-") for name in pods(objects)}
+    assert takes("seatmark-to-kafka") == there - {"migrate", "web"}
     assert takes("seatmark-to-clickhouse") == {"migrate", "sink", "web"}
-    assert takes("seatmark-dns") == {"migrate", "topics", "worker", "sink", "web"}
-    assert takes("seatmark-web") == {"web"}
+    assert takes("seatmark-dns") == there
+    for part in there & {"web", "collect"}:
+        assert takes(f"seatmark-{part}") == {part}
     assert policies["seatmark-default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_who_may_reach_kafka_signs_in_there(example: list[Object]) -> None:
+    """The component `sasl-tls` changes what components before it have made."""
+    signs_in = {name for name, pod in pods(example).items() if "SEATMARK_KAFKA_USER" in environment(example, pod)}
+    assert signs_in == takes_of(example, "seatmark-to-kafka")
 
 
 def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> None:
@@ -331,7 +357,21 @@ def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> No
     }
     [monitor] = of_kind(example, "PodMonitor").values()
     assert named == ports
-    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    deployments = of_kind(example, "Deployment")
+    assert takes_of(example, "seatmark-metrics") == set(deployments)
+    # Jobs are called as in deploy/prometheus.
+    [relabeling] = endpoint["relabelings"]
+    assert relabeling["targetLabel"] == "job"
+    [label] = [label.removeprefix("__meta_kubernetes_pod_label_") for label in relabeling["sourceLabels"]]
+    jobs = {
+        relabeling["replacement"].replace("$1", value)
+        for name in deployments
+        for key, value in pods(example)[name]["metadata"]["labels"].items()
+        if re.sub(r"\W", "_", key) == label
+    }
+    assert jobs == {job["job_name"] for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]} - {"clickhouse"}
 
 
 def test_keda_looks_at_the_workers_backlog_and_starts_no_more_than_there_are_partitions(example: list[Object]) -> None:

@@ -11,6 +11,7 @@ import yaml
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
+from connectors import metrics as collector_metrics
 from processors import metrics
 from tests.prometheus import CONFIG, DASHBOARDS, ROOT, RULES, metrics_in, panel_queries, panels, program, rules
 from views.web import metrics as web_metrics
@@ -23,10 +24,10 @@ PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 
 
 def listed() -> dict[str, MetricWrapperBase]:
-    """The metrics of both lists, by their names in the lists."""
+    """The metrics of all lists, by their names in the lists."""
     return {
         name: metric
-        for module in (metrics, web_metrics)
+        for module in (metrics, collector_metrics, web_metrics)
         for name, metric in vars(module).items()
         if isinstance(metric, MetricWrapperBase)
     }
@@ -58,7 +59,7 @@ def test_every_metric_of_rules_and_panels_exists_and_every_metric_is_in_one() ->
 def test_every_metric_is_one_that_the_code_sets_and_has_the_form_of_the_others() -> None:
     code = "".join(
         file.read_text()
-        for package in ("processors", "views", "seatmark")
+        for package in ("processors", "connectors", "views", "seatmark")
         for file in (ROOT / package).rglob("*.py")
         if file.name != "metrics.py"
     )
@@ -68,7 +69,7 @@ def test_every_metric_is_one_that_the_code_sets_and_has_the_form_of_the_others()
         assert family.name.startswith("seatmark_")
         assert not re.search(r"milli|_ms\b|minute|hour|kilo|mega", family.name)
         assert set(metric._labelnames) <= {
-            "check", "partition", "reason", "route", "stage", "status", "table", "topic", "type", "what"
+            "check", "outcome", "partition", "reason", "route", "stage", "status", "table", "topic", "type", "what"
         }  # fmt: skip
 
 

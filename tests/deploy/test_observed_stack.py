@@ -1,4 +1,4 @@
-"""Worker, sink and web as processes on a real Kafka and ClickHouse over HTTP: what Prometheus, Grafana and a log's readers get.
+"""All parts as processes on a real Kafka and ClickHouse over HTTP: what Prometheus, Grafana and a log's readers get.
 
 One run for all of it, because it takes a while; the tests are in the order of what happens to it.
 """
@@ -46,7 +46,7 @@ HOUR, DAY = 3_600_000, 86_400_000
 
 # What must be in no log: of users and their machines, and what opens doors.
 USER, HOST, IP, SEAT = "leak-user@acme.example", "leak-host-7", "203.0.113.77", "leak-seat-7"
-ACTIVATION, TOKEN, PASSWORD = "leak-activation-code", "smt_leaktoken", "p@ss'word"
+ACTIVATION, TOKEN, PASSWORD = "leak-activation-code", "smt_leaktoken-of-this-run", "p@ss'word"
 MARKERS = ("leak-", "leaktoken", "203.0.113", PASSWORD, "p%40ss", "ss%27word")
 
 # A question about a person.
@@ -62,6 +62,7 @@ QUIET = {
 }
 
 
+ROLES = ("worker", "sink", "web", "collect")
 STOPPED = {"SeatmarkStoredLate", "SeatmarkProcessDown"}
 
 
@@ -76,6 +77,7 @@ class Observed:
     directory: Path
     ports: dict[str, int]
     web: str
+    collector: str
     token: str
     prometheus: Prometheus
     processes: dict[str, WorkerProcess] = field(default_factory=dict)
@@ -107,6 +109,11 @@ class Observed:
                 for sample in family.samples:
                     found[sample.name] = found.get(sample.name, 0) + sample.value
         return found
+
+    def post(self, document: dict[str, Any], token: str = TOKEN) -> httpx.Response:
+        """Send an event to the collector."""
+        headers = {"authorization": f"Bearer {token}"}
+        return HTTP.post(f"{self.collector}/collect/events", headers=headers, json=document)
 
     def ask(self, path: str, token: str | None = None) -> httpx.Response:
         """Ask the web."""
@@ -148,7 +155,8 @@ def observed(kafka: KafkaCluster, chdb_http: ChdbHttp, tmp_path_factory: pytest.
     directory = tmp_path_factory.mktemp("observed")
     prefix = f"t{uuid.uuid4().hex[:8]}-"
     dsn = chdb_http.dsn(f"observed_{uuid.uuid4().hex}")
-    worker_port, sink_port, web_metrics_port, web_port = free_ports(4)
+    *metrics_ports, web_port, collect_port = free_ports(6)
+    ports = dict(zip([f"seatmark-{role}" for role in ROLES], metrics_ports, strict=True))
     settings = settings_of(kafka.bootstrap, prefix, PARTITIONS) | {
         "SEATMARK_CLICKHOUSE_DSN": dsn,
         "SEATMARK_TOKEN": TOKEN,
@@ -156,19 +164,21 @@ def observed(kafka: KafkaCluster, chdb_http: ChdbHttp, tmp_path_factory: pytest.
         "SEATMARK_RESTATE_INTERVAL": "1s",
         "SEATMARK_LEASE_GRACE": "1s",
         "SEATMARK_WEB_PORT": str(web_port),
+        "SEATMARK_COLLECT_PORT": str(collect_port),
+        "SEATMARK_COLLECT_TOKENS": TOKEN,
     }
-    ports = {"seatmark-worker": worker_port, "seatmark-sink": sink_port, "seatmark-web": web_metrics_port}
     migrate(dsn, "UTC")
     asyncio.run(ensure_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=PARTITIONS, replication=1))
     with closing(connect(dsn)) as client:
         token = make_token(client, "test", Scope(True, ()))
     with ExitStack() as parts:
         prometheus = parts.enter_context(running_prometheus(directory / "prometheus", ports))
-        web = f"http://127.0.0.1:{web_port}"
-        stack = Observed(kafka.bootstrap, prefix, dsn, settings, directory, ports, web, token, prometheus)
-        for role in ("worker", "sink", "web"):
+        web, collector = f"http://127.0.0.1:{web_port}", f"http://127.0.0.1:{collect_port}"
+        stack = Observed(kafka.bootstrap, prefix, dsn, settings, directory, ports, web, collector, token, prometheus)
+        for role in ROLES:
             parts.enter_context(started(stack, role))
-        until(lambda: answers(f"{web}/readyz"), lambda: [log.read_text() for log in stack.logs])
+        ready = [f"{part}/readyz" for part in (web, collector)]
+        until(lambda: all(map(answers, ready)), lambda: [log.read_text() for log in stack.logs])
         feed(stack)
         yield stack
 
@@ -209,7 +219,6 @@ def feed(stack: Observed) -> None:
         event("2", "seat.activated", now - 59_000, lease_expires_at=format_time(now + DAY)),
         # Its lease ran out.
         event("3", "seat.activated", now - 58_000, lease_expires_at=format_time(now - 30_000)),
-        event("4", "seat.denied", now - 57_000),
         # Days ago, then before that, and later still: disorder on days that are over, and a hold that live levels do not know.
         event("5", "seat.activated", now - 5 * DAY, "acme-old"),
         event("6", "seat.activated", now - 6 * DAY, "acme-old"),
@@ -219,6 +228,9 @@ def feed(stack: Observed) -> None:
         event("9", "seat.activated", now + DAY),
     )
     stack.send(event("10", "seat.activated", now), elsewhere=True)
+    assert stack.post(event("4", "seat.denied", now - 57_000)).status_code == 202
+    assert stack.post(event("11", f"seat.{USER}", now)).status_code == 422
+    assert stack.post(event("11", "seat.activated", now), token=PASSWORD).status_code == 401
 
 
 def test_every_metric_of_the_lists_is_set_by_what_runs(observed: Observed) -> None:
@@ -332,10 +344,10 @@ def test_no_log_names_a_person_a_machine_or_a_secret(observed: Observed) -> None
             assert observed.ask(HISTORY).status_code == 500
             observed.send(event("30", "seat.activated", int(time.time() * 1000)))
             assert observed.processes["sink"].wait(SECONDS) == 1
-        for role in ("web", "worker"):
+        for role in ("web", "worker", "collect"):
             assert observed.processes[role].stop() == 0
     told = {log.stem: log.read_text() for log in observed.logs}
-    assert told.keys() == {"worker", "sink", "web"}
+    assert told.keys() == set(ROLES)
     for text in told.values():
         assert [marker for marker in (*MARKERS, observed.token) if marker in text] == []
         for line in text.splitlines():

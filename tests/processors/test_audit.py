@@ -13,10 +13,13 @@ from processors.audit import Auditor, Findings
 from tests.miniature import HOUR, Miniature
 from tests.processors.domain.test_ledger import activated, deactivated, limited, ms, used
 from tests.processors.test_restate import own
+from views.levels import add_up_levels
 from views.raw_log import RawLog
+from views.reporting import ReportingDays
 from views.store import connect
 
 NOW = ms("25T12:00")
+_EMBEDDED = pytest.mark.parametrize("new_database", ["chdb"], indirect=True)
 
 
 @pytest.fixture
@@ -113,6 +116,39 @@ def test_alerts_after_disorder_must_join_up_to_the_live_state(stack: Miniature) 
         parameters={"e": entitlement},
     )
     assert differences(audit(stack)) == [("alerts", "states", "do not join up", "from within to at_hard_limit")]
+
+
+def add_up(stack: Miniature) -> None:
+    add_up_levels(RawLog(stack.client, stack.topic), ReportingDays("UTC"), stack.now_ms, stack.entitlements.__contains__)
+
+
+@_EMBEDDED
+def test_wrong_held_levels_are_found(stack: Miniature) -> None:
+    """On the 20th: 0 from midnight, 1 from 09:00, 2 from 10:00 to 11:00."""
+    entitlement = filled(stack)
+    add_up(stack)
+    findings = audit(stack)
+    assert (findings.differences, findings.days, findings.held_days) == ([], 3, 2)
+    falsified = "over_unit_ms = 7200000, levels = [0, 1, 3], held_ms = [32400000, 3600001, 3600000] WHERE day = '2026-03-20'"
+    tampered(stack, "levels_held", falsified, entitlement)
+    findings = audit(stack)
+    assert differences(findings) == [
+        ("held", "over_unit_ms", "7200000", "3600000"),
+        ("held", "ms at level 1", "3600001", "3600000"),
+        ("held", "ms at level 2", "-", "3600000"),
+        ("held", "ms at level 3", "3600000", "-"),
+    ]
+    assert findings.differences[0].what == "held 2026-03-20"
+    assert REGISTRY.get_sample_value("seatmark_audit_differences") == 4
+
+
+@_EMBEDDED
+def test_held_levels_that_no_report_reads_are_not_compared(stack: Miniature) -> None:
+    entitlement = filled(stack)
+    add_up(stack)
+    tampered(stack, "levels_held", "last_level = 9, version = version - 1 WHERE 1", entitlement)
+    findings = audit(stack)
+    assert (findings.differences, findings.held_days) == ([], 0)
 
 
 def test_a_lost_day_is_found(stack: Miniature) -> None:

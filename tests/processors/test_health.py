@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,23 @@ def test_what_is_served(health: Health) -> None:
         assert "# TYPE" in metrics.text
         assert client.get("/").status_code == 404
         assert client.post("/livez").status_code == 501
+
+
+def test_who_hangs_up_is_no_news(health: Health, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    caplog.set_level("DEBUG", "processors.health")
+    with served(health, 0, "127.0.0.1") as port:
+        with socket.create_connection(("127.0.0.1", port)) as asking:
+            asking.sendall(b"GET /met")
+            # Closed with a reset, and not in order.
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        deadline = time.monotonic() + 60
+        while not caplog.records:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("DEBUG", "a request for health or metrics broke off")
+    ]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told(health: Health) -> None:

@@ -169,6 +169,22 @@ def test_files_of_a_log_are_read_oldest_first_and_lines_are_told_by_file(run: Ru
     assert len(run.sent) == 2
 
 
+def test_with_a_key_seats_have_pseudonyms_that_are_always_the_same(
+    run: Run, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("import", "flexnet", "lmgrd.log", "lmgrd.log.1", "--entitlement", "acme")
+    plain = list(run.sent)
+    monkeypatch.setenv("SEATMARK_SEAT_KEY", "geheim-geheim-geheim")
+    run("import", "flexnet", "lmgrd.log", "lmgrd.log.1", "--entitlement", "acme")
+    keyed = run.sent[len(plain) :]
+    out, given_back = [event["data"].pop("seat_id") for event in keyed]
+    # echo -n ann@h1 | openssl dgst -sha256 -hmac geheim-geheim-geheim
+    assert out == given_back == "seat-db09d0e11d57b32f88e9b0ce"
+    assert [event["data"].pop("seat_id") for event in plain] == ["ann@h1", "ann@h1"]
+    # All else is the same: the user's name is there for as long as SEATMARK_PERSONAL_RETENTION says.
+    assert keyed == plain
+
+
 def test_a_file_without_a_date_is_read_where_it_was_given(run: Run, logs: Path) -> None:
     done = run("import", "flexnet", "lmgrd.log.1", "undated.log", "lmgrd.log", "--entitlement", "acme")
     assert "no line of undated.log says a date: the files are read in the order in which they were given" in done.stderr

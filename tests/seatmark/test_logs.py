@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import json
 import logging
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
+from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from schemas.errors import Explained, loggable
@@ -59,6 +62,16 @@ def test_json_lines_have_time_level_logger_text_and_known_context(configured: Ca
     said = {"event": "3 records\nare gone", "level": "warning", "logger": "processors.test"}
     assert first == said | {"topic": "t", "partition": 1, "offset": 7}
     assert (second["logger"], second["event"]) == ("aiokafka", "like this")
+
+
+async def test_what_a_fenced_producer_leaves_behind_is_no_news(configured: Callable[..., io.StringIO]) -> None:
+    stderr = configured("json")
+    for error in (ProducerFenced("a newer one"), InvalidProducerEpoch("a newer one"), ConnectionError("away")):
+        asyncio.get_running_loop().create_future().set_exception(error)
+    gc.collect()
+    [line] = map(json.loads, stderr.getvalue().splitlines())
+    assert line["logger"] == "asyncio"
+    assert "ConnectionError" in line["exception"]
 
 
 def test_text_is_for_people(configured: Callable[..., io.StringIO]) -> None:

@@ -175,6 +175,7 @@ def test_empty_settings_of_kafka_say_nothing() -> None:
     ("variable", "value"),
     [
         ("CLICKHOUSE_DSN", "http://seatmark:geheim@db:8123/x"), ("TOKEN", "geheim"), ("KAFKA_PASSWORD", "geheim"),
+        ("SEAT_KEY", "geheim-geheim-geheim"),
         ("KAFKA_KEY_PASSWORD", "geheim"), ("KAFKA_OAUTH_CLIENT_SECRET", "geheim"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from processors.audit import Auditor, Findings
 from tests.miniature import HOUR, Miniature
 from tests.processors.domain.test_ledger import activated, deactivated, limited, ms
 from tests.random_logs import DAY, START, logs
@@ -49,6 +50,10 @@ class Place:
             query = self.store.query
             patch.setattr(self.store, "query", lambda name, **more: [] if name == "levels_held" else query(name, **more))
             return self.report(subject)
+
+    def audit(self, subject: str) -> Findings:
+        auditor = Auditor(self.log, calendar=self.stack.calendar, late_after_ms=HOUR)
+        return auditor.run(self.stack.now_ms, entitlement=subject, wait=lambda: None)
 
     def close(self) -> None:
         self.store.close()
@@ -134,6 +139,29 @@ def test_restated_days_are_added_up_anew(new_york: Place) -> None:
     assert sums(new_york.report(subject)) == SUMS_LATE
     assert new_york.add_up() >= 2
     assert sums(new_york.report(subject)) == SUMS_LATE
+
+
+@_EMBEDDED
+def test_a_correction_does_not_count_on_a_restated_day(new_york: Place) -> None:
+    """It said 3 at 12:00, when the exact level was 4: of an event that came after it, nothing was known then."""
+    documents = own([limited("20T04:00", 1), activated("a", "20T09:00"), activated("b", "20T12:00"),
+                     activated("late-1", "20T08:00"), activated("c", "20T15:00"), activated("late-2", "20T07:00")])  # fmt: skip
+    for arriving in (documents[:4], documents[4:5], documents[5:]):
+        subject = arrived(new_york, arriving)
+        new_york.stack.settle()
+    # Above the limit of 1: one seat from 08:00, two from 09:00, three from 12:00, four from 15:00 until noon of the 25th.
+    assert sums(new_york.report(subject))["unit_seconds_over"] == (1 + 2 * 3 + 3 * 3 + 4 * (4 * 24 + 21)) * 3600
+    new_york.add_up()
+    found = new_york.audit(subject)
+    assert (found.differences, found.held_days) == ([], 1)
+
+
+@_EMBEDDED
+def test_a_correction_counts_today(new_york: Place) -> None:
+    """At 10:00 the live level becomes 2, and nothing else happens until noon."""
+    subject = arrived(new_york, own([limited("25T04:00", 1), activated("a", "25T10:00"), activated("late", "25T08:00")]))
+    new_york.stack.settle()
+    assert sums(new_york.report(subject))["unit_seconds_over"] == 2 * 3600
 
 
 @_EMBEDDED
@@ -229,6 +257,7 @@ def test_random_logs_say_the_same_with_and_without(
         place.stack.now_ms = START + 31 * DAY + 20 * HOUR
         place.stack.settle(passes=10)
         place.add_up()
+        assert place.audit(subject).differences == []
         report = place.report(subject)
         assert report == place.report_from_the_raw_log(subject)
         bounds = place.stack.calendar.day_of(place.stack.now_ms - 29 * DAY)
