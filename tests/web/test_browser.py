@@ -101,7 +101,7 @@ def test_every_page_can_be_used_by_everybody(
     pages = {
         "overview": "/", "overview-nothing": "/?search=nothing-like-it", "activity-log": "/entitlements/ent-1003",
         "activity-log-day": "/entitlements/ent-1006?element=hull-solver&day=2026-11-20", "overdrafts": "/overdrafts",
-        "sign-in": "/sign-in", "unlimited": "/entitlements/ent-1005?days=7", "docs": "/docs", "docs-events": "/docs/events",
+        "sign-in": "/sign-in", "unlimited": "/entitlements/ent-1005?days=7", "docs-events": "/docs/events",
     }  # fmt: skip
     for name, path in pages.items():
         page = opened.go(demo_web.url + path)
@@ -218,6 +218,8 @@ def test_what_happens_while_somebody_looks(
     expect(page.locator("#live")).to_have_attribute("data-state", "stale", timeout=WAIT_MS)
     expect(page.locator("#live-text")).to_contain_text("last heard of at")
     keep(page, "activity-log-stale")
+    # It tries to reach the server until it is closed.
+    page.close()
     # That the server is gone, the browser says too.
     opened.complaints = [said for said in opened.complaints if "ERR_" not in said]
 

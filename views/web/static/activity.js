@@ -28,6 +28,8 @@ async function drawGraph() {
   delete spec.title;
   spec.data.values = usage.days;
   const place = document.createElement("div");
+  // What it shows is said by the label of the graph, the row under it and the table.
+  place.setAttribute("aria-hidden", "true");
   const embedded = await vegaEmbed(place, spec, {
     // The interpreter instead of generated code, and no styles of its own: our pages allow neither.
     // Errors only: that an element without a limit has none to draw is no news.
