@@ -132,7 +132,7 @@ def answers(store: Store, client: Client, events: int) -> dict[str, Callable[[],
         "overdraft_report_without_what_was_added_up": lambda: read().overdrafts(),
         "adding_up": lambda: add_up_levels(RawLog(client, "entitlement-events"), store.reporting_days(), now),
         "overdraft_report": lambda: read().overdrafts(),
-        "overview": lambda: (read().elements(ElementFilter(), 50, None), read().totals()),
+        "overview": lambda: (read().elements(ElementFilter(), 50, None), read().totals(ElementFilter()), read().names()),
         "scan_of_the_raw_log": lambda: client.query(_SCAN, parameters={"entitlement": entitlement}),
     }
 

@@ -26,6 +26,8 @@ from aiokafka import AIOKafkaProducer
 from deploy.kafka.cluster import free_ports
 from processors.brokers import Brokers
 from seatmark.produce import worker_applied
+from tests.web.test_pages import table
+from views.web.wording import duration
 
 pytestmark = pytest.mark.stack
 
@@ -174,10 +176,37 @@ def test_a_flexnet_log_and_terms_become_the_days_worked_out_by_hand(stack: Runni
     again = stack.usage("acme-1", "--element", "RENDER", "--to", "2025-04-06", "--days", "4")
     assert columns(again) == EXPECTED
 
-    table = stack.run("usage", "acme-1", "--to", "2025-04-06", "--days", "4").stdout.decode()
-    assert "2025-04-06" in table
+    printed = stack.run("usage", "acme-1", "--to", "2025-04-06", "--days", "4").stdout.decode()
+    assert "2025-04-06" in printed
     as_csv = stack.run("usage", "acme-1", "--to", "2025-04-06", "--days", "4", "--format", "csv").stdout.decode()
     assert [row["max"] for row in csv.DictReader(io.StringIO(as_csv))] == ["0", "2", "1", "3"]
+    assert_all_say(stack, "acme-1", "RENDER", "2025-04-06", days)
+
+
+def assert_all_say(stack: RunningStack, entitlement: str, element: str, to: str, days: list[dict[str, Any]]) -> None:
+    """Page, JSON and CSV say of these days the same, every field of them, and the audit has nothing against any number."""
+    audit = stack.run("audit")
+    assert audit.returncode == 0, audit.stdout.decode() + audit.stderr.decode()
+    asked = {"element": element, "to": to, "days": len(days)}
+    csv_of = {"None": "", "True": "true", "False": "false"}
+    with httpx.Client(base_url=stack.environment["SEATMARK_URL"], params=asked, timeout=60) as web:
+        usage = web.get(f"/api/v1/entitlements/{entitlement}/usage").json()["days"]
+        lines = csv.DictReader(io.StringIO(web.get(f"/api/v1/entitlements/{entitlement}/usage.csv").text))
+        page = web.get(f"/entitlements/{entitlement}", headers={"accept": "text/html"}).text
+    assert usage == days
+    assert [[line[name] for name in days[0]] for line in lines] == [
+        [f"{value:.3f}" if isinstance(value, float) else csv_of.get(str(value), str(value)) for value in day.values()]
+        for day in days
+    ]
+    assert table(page, "days") == [
+        [
+            day["day"], str(day["min"]), str(day["max"]), str(day["closing"]),
+            *("not set" if day[name] is None else str(day[name]) for name in ("limit", "hard_limit")),
+            duration(day["overdraft_seconds"]), str(day["peak_overage"] or "\N{EN DASH}"), str(day["activations"]),
+            str(day["deactivations"]), str(day["denials"]), day["state"].capitalize(),
+        ]
+        for day in reversed(days)
+    ]  # fmt: skip
 
 
 def test_files_of_a_rotated_log_become_the_days_of_the_whole_log(stack: RunningStack, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from processors.domain.days import Calendar
-from schemas.events import parse_time
+from schemas.events import format_time, parse_time
 from tests.web.conftest import ACME, DEMO, NOW_MS, Place, client_of, event, terms
 from views import store
 from views.tokens import EVERYTHING
@@ -57,7 +57,7 @@ async def test_the_overdraft_report(api: httpx.AsyncClient) -> None:
         "entitlement": "acme/1", "element": "seats", "customer": "acme", "product": "cad", "name": None, "kind": "pool",
         "overdrawn": True, "since": "2026-11-24T09:00:00.000Z", "state": "at_hard_limit", "level": 3, "limit": 2,
         "hard_limit": 3, "overage": 1, "peak": 3, "as_of": "2026-11-24T09:00:00.000Z", "episodes_in_30_days": 3,
-        "overdraft_seconds": 7200, "overdraft_seconds_earlier": 0, "overdraft_seconds_later": 7200,
+        "overdraft_seconds": 7200, "overdraft_seconds_earlier": 0, "overdraft_seconds_later": 7200, "trend_seconds": 7200,
         "unit_seconds_over": 7200, "peak_overage": 1, "denials": 2, "covers_95": 2, "covers_99": 3, "covers_100": 3,
         "buy_95": 0, "buy_99": 1, "buy_100": 1,
     }  # fmt: skip
@@ -131,6 +131,22 @@ async def test_episodes(api: httpx.AsyncClient) -> None:
     rest = await got(api, "/api/v1/episodes", limit=2, cursor=first["next"])
     assert first["episodes"] + rest["episodes"] == answer["episodes"]
     assert rest["next"] is None
+
+
+async def test_episodes_as_csv_are_all_there_are(place: Place) -> None:
+    """More than any page holds: 601 in ten hours, each of half a minute."""
+    start = parse_time("2026-11-23T00:00:00Z")
+    flapping = [terms("22T08:00", 0, "flaps")]
+    for number in range(601):
+        for kind, seconds in (("seat.activated", 60 * number), ("seat.deactivated", 60 * number + 30)):
+            time = format_time(start + seconds * 1000)[8:].removesuffix(".000Z")
+            flapping.append(event(kind, time, "flaps", seat_id="a"))
+    place.vendor.send(flapping)
+    starts = [format_time(start + number * 60_000) for number in reversed(range(601))]
+    async with client_of(place.app()) as api:
+        for path in ("/api/v1/entitlements/flaps/episodes.csv", "/api/v1/episodes.csv"):
+            assert [row["start"] for row in await table(api, path)] == starts
+        assert await table(api, "/api/v1/entitlements/flaps/episodes.csv", days=1) == []
 
 
 # --- The history
@@ -367,7 +383,7 @@ async def test_entitlements_by_state_and_search(place: Place) -> None:
 async def test_csv_has_what_json_has(api: httpx.AsyncClient) -> None:
     twins = [
         (f"{ONE}/usage", "days"), (f"{ONE}/history", "events"), (f"{ONE}/holders", "holders"), (f"{ONE}/episodes", "episodes"),
-        ("/api/v1/entitlements", "elements"), ("/api/v1/overdrafts", "overdrafts"),
+        ("/api/v1/entitlements", "elements"), ("/api/v1/overdrafts", "overdrafts"), ("/api/v1/episodes", "episodes"),
     ]  # fmt: skip
     for path, name in twins:
         rows = (await got(api, path))[name]

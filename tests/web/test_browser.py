@@ -101,7 +101,7 @@ def test_every_page_can_be_used_by_everybody(
     pages = {
         "overview": "/", "overview-nothing": "/?search=nothing-like-it", "activity-log": "/entitlements/ent-1003",
         "activity-log-day": "/entitlements/ent-1006?element=hull-solver&day=2026-11-20", "overdrafts": "/overdrafts",
-        "sign-in": "/sign-in",
+        "sign-in": "/sign-in", "unlimited": "/entitlements/ent-1005?days=7", "docs-events": "/docs/events",
     }  # fmt: skip
     for name, path in pages.items():
         page = opened.go(demo_web.url + path)
@@ -130,6 +130,8 @@ def test_the_graph_shows_a_day_and_opens_it(demo_web: Running, open_page: Callab
     times = page.locator("#events time").all_text_contents()
     assert {time[:10] for time in times} == {day}
     expect(page.locator("#opened")).to_contain_text(f"the peak of {day}")
+    page.wait_for_selector("#chart[data-drawn]")
+    assert page.inner_text("#day-row") == said, "the row of the day that was opened"
     assert page.locator("#opened tbody tr").count() == int(row[1])
 
 
@@ -188,6 +190,12 @@ def test_the_overview_finds_a_customer(demo_web: Running, open_page: Callable[..
     page.wait_for_url(re.compile("search=cobalt"))
     assert page.locator("tbody th a").all_text_contents() == ["ent-1003"]
     page.click("text=Clear")
+    page.fill("input[name=customer]", "Cobalt Labs")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("customer=Cobalt"))
+    assert page.locator("tbody th a").all_text_contents() == ["ent-1003"]
+    expect(page.locator(".tile.all strong")).to_have_text("1")
+    page.click("text=Clear")
     page.click(".tile.overdrawn")
     page.wait_for_url(re.compile("state=overdrawn"))
     assert page.locator("tbody th a").all_text_contents() == ["ent-1002"]
@@ -210,6 +218,8 @@ def test_what_happens_while_somebody_looks(
     expect(page.locator("#live")).to_have_attribute("data-state", "stale", timeout=WAIT_MS)
     expect(page.locator("#live-text")).to_contain_text("last heard of at")
     keep(page, "activity-log-stale")
+    # It tries to reach the server until it is closed.
+    page.close()
     # That the server is gone, the browser says too.
     opened.complaints = [said for said in opened.complaints if "ERR_" not in said]
 

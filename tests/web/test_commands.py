@@ -56,7 +56,7 @@ def test_a_graph_as_a_file(
     printed = run("usage", "acme/1", "--plot", str(tmp_path / "graph.svg"))
     assert "2026-11-24" in printed
     picture = (tmp_path / "graph.svg").read_text()
-    for said in ("<svg", "acme/1, seats", "provisional", "22 Nov", "units in use"):
+    for said in ("<svg", "acme/1, seats", "provisional", ">23 Nov<", ">units<"):
         assert said in picture
     run("usage", "acme/1", "--plot", str(tmp_path / "graph.png"), "--format", "json")
     assert (tmp_path / "graph.png").read_bytes().startswith(PNG)

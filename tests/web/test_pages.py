@@ -4,11 +4,12 @@ import html
 import re
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
-from tests.web.conftest import NOW, Place, client_of, event, terms
+from tests.web.conftest import ACME, NOW, Place, client_of, event, terms
 from views.store import Store
 from views.web import wording
 from views.web.app import create_app
@@ -71,7 +72,7 @@ async def test_the_events_are_those_of_the_api(web: httpx.AsyncClient) -> None:
     assert rows[1][10] == ""
     assert rows[0][10] == "above the limit"
     assert rows[4][10] == "all in use"
-    assert rows[-3][10] == "lease until 2026-12-01 00:00 UTC"
+    assert rows[-3][10] == "lease until 2026-12-01 00:00"
     assert page.count('<tr class="overdrawn">') - page[: page.index('id="events"')].count('<tr class="overdrawn">') == 3
 
 
@@ -80,7 +81,7 @@ async def test_the_report_is_the_api_s(web: httpx.AsyncClient) -> None:
     assert row == [
         "acme acme/1 \N{MIDDLE DOT} cad \N{MIDDLE DOT} seats",
         "\N{BLACK DIAMOND} At the hard limit 3 of 2, since 2026-11-24 09:00",
-        "0 / 1 / 1 enough: 2 / 3 / 3", "2 h 00 min 0.3 %", "3", "+1", "2.0", "2", "\N{NORTH EAST ARROW} rising",
+        "0 / 1 / 1 enough: 2 / 3 / 3", "2 h 00 min 0.3 %", "3", "+1", "2.0", "2", "\N{NORTH EAST ARROW} +2 h 00 min",
     ]  # fmt: skip
 
 
@@ -90,12 +91,16 @@ async def test_the_report_in_every_order(demo_web: httpx.AsyncClient) -> None:
         "customer": lambda row: row["customer"], "time": lambda row: -row["overdraft_seconds"],
         "episodes": lambda row: -row["episodes_in_30_days"], "denials": lambda row: -row["denials"],
         "buy": lambda row: -row["buy_100"], "unit_hours": lambda row: -row["unit_seconds_over"],
+        "trend": lambda row: row["overdraft_seconds_earlier"] - row["overdraft_seconds_later"],
     }  # fmt: skip
     for sort, key in orders.items():
         page = await page_of(demo_web, f"/overdrafts?sort={sort}")
         shown = [row[0].split()[-5] for row in table(page)]
         assert shown == [row["entitlement"] for row in sorted(rows, key=key)], sort  # type: ignore[arg-type]
         assert page.count('aria-sort="descending"') + page.count('aria-sort="ascending"') == 1
+    # The twins have the order of the page, here the last one.
+    [twin] = re.findall(r'href="(/api/v1/overdrafts\?[^"]*)"', page)
+    assert shown == [row["entitlement"] for row in (await demo_web.get(twin)).json()["overdrafts"]]
 
 
 async def test_another_time_zone_is_used_for_everything_on_the_page(web: httpx.AsyncClient) -> None:
@@ -113,6 +118,57 @@ async def test_who_held_it(web: httpx.AsyncClient) -> None:
     assert "3 units in use at" in page
     nobody = await page_of(web, "/entitlements/acme%2F1?at=2026-11-01T00:00:00Z")
     assert "Nobody: no seat was in use" in nobody
+
+
+async def test_a_moment_is_of_the_time_zone_of_the_page(web: httpx.AsyncClient) -> None:
+    for at in ("2026-11-22T20:15:00", "2026-11-22T12:15:00+01:00"):
+        page = await page_of(web, f"/entitlements/acme%2F1?tz=Asia/Tokyo&at={quote(at)}")
+        assert 'at <time datetime="2026-11-22T11:15:00.000Z">2026-11-22 20:15:00</time>' in page
+        # So the same is asked for once more.
+        assert 'name="at" step="1" value="2026-11-22T20:15:00"' in page
+    assert "query.at" in await page_of(web, "/entitlements/acme%2F1?at=noon", 422)
+
+
+async def test_a_counter_is_used_and_held_by_nobody(place: Place) -> None:
+    place.vendor.send(
+        [
+            event("entitlement.changed", "22T08:00", "calls", elements={"api": {"kind": "counter", "limit": 5}}),
+            event("feature.used", "23T09:00", "calls", element="api", quantity=4),
+            event("feature.used", "23T10:00", "calls", element="api", quantity=3),
+        ]
+    )
+    async with client_of(place.app()) as web:
+        page = await page_of(web, "/entitlements/calls?day=2026-11-23&days=2")
+    # Least, greatest, at its end, limit, hard limit, above the limit and by how much, used, refused.
+    assert table(page, "days")[1] == [
+        "2026-11-23", "0", "7", "7", "5", "5", "14 h 00 min", "2", "7", "0", "Final",
+    ]  # fmt: skip
+    assert "Who held it" not in page
+    assert [row[-1] for row in table(page, "events")] == ["above the limit", ""]
+
+
+async def test_filters_of_the_overview(place: Place) -> None:
+    place.vendor.send(
+        [
+            *ACME,
+            event("seat.activated", "24T09:00", "ent-1", "Cobalt & Co", seat_id="a", product="sim"),
+            event("seat.activated", "24T09:00", "ent-2", "Cobalt & Co", seat_id="a", product="cad"),
+            event("seat.activated", "24T09:00", "ent-3", None, seat_id="a"),
+        ]
+    )
+    async with client_of(place.app()) as web:
+        page = await page_of(web, "/?customer=Cobalt+%26+Co&product=cad")
+        assert [row[0] for row in table(page)] == ["ent-2"]
+        # The numbers of the tiles are those that a click on them finds, and the twins have the same filter.
+        assert "1 element of 1 entitlement, 1 customer." in " ".join(page.split())
+        twins = [html.unescape(twin) for twin in re.findall(r'href="(/api/v1/entitlements[^"]*)"', page)]
+        for twin in twins:
+            assert re.findall(r"ent-\d|acme/1", (await web.get(twin)).text) == ["ent-2"]
+        assert len(twins) == 2
+        for path in ("/", "/?customer=Cobalt+%26+Co", "/overdrafts"):
+            offered = re.findall(r'<option value="([^"]*)">(?!\w)', await page_of(web, path))
+            assert [html.unescape(name) for name in offered] == ["Cobalt & Co", "acme", "cad", "sim"]
+        assert "must be written in full" in await page_of(web, "/?customer=cobalt")
 
 
 async def test_ids_and_names_are_texts(place: Place) -> None:
@@ -202,14 +258,18 @@ async def test_the_time_of_the_numbers_is_said(web: httpx.AsyncClient) -> None:
 
 
 def test_wording() -> None:
-    assert [wording.units(number) for number in (0, 999, 1234567)] == ["0", "999", "1\u2009234\u2009567"]
+    assert [wording.units(number) for number in (0, 999, 1234567)] == ["0", "999", "1\u202f234\u202f567"]
     assert [wording.duration(seconds) for seconds in (0, 1, 90, 3600, 7265)] == [
         "\N{EN DASH}", "< 1 min", "2 min", "1 h 00 min", "2 h 01 min"
     ]  # fmt: skip
+    assert [wording.trend(seconds) for seconds in (5400, 0, -60)] == [
+        "\N{NORTH EAST ARROW} +1 h 30 min", "\N{EN DASH}", "\N{SOUTH EAST ARROW} \N{MINUS SIGN}1 min"
+    ]  # fmt: skip
+    assert wording.hours(12345.67) == "12\u202f345.7"
     assert [wording.change(delta) for delta in (2, 0, -3)] == ["+2", "\N{EN DASH}", "\N{MINUS SIGN}3"]
     assert wording.moment("2026-03-29T00:59:59.999Z", "Europe/Paris") == "2026-03-29 01:59:59"
     late: dict[str, Any] = {
         "late": True, "time": "a", "placed_at": "b", "source": "/s", "quantity": 3, "lease_expires_at": None,
-        "reason": "why", "overdrawn": False,
+        "reason": "why", "overdrawn": False, "delta": 0,
     }  # fmt: skip
-    assert wording.note(late) == "came too late: no effect on the live level; 3 units; why"
+    assert wording.note(late, "UTC") == "came too late: no effect on the live level; 3 units; why"

@@ -30,6 +30,7 @@ from views.web.reading import MAX_DAYS, MAX_PAGE, WINDOW_DAYS, ElementFilter, Ev
 from views.web.tables import csv_response
 
 Standing = Literal["within", "at_limit", "overdraft", "at_hard_limit", "over_hard_limit", "overdrawn", "idle", "denied"]
+ReportOrder = Literal["customer", "now", "time", "episodes", "peak", "unit_hours", "denials", "trend", "buy"]
 
 _Element = Annotated[
     str | None, Query(description="`seats`, or a feature. Default: `seats` if there is one, else the only element")
@@ -70,6 +71,15 @@ _Standing = Annotated[
 _Sort = Annotated[
     Literal["entitlement", "utilisation"],
     Query(description="by entitlement and element, or by level / limit, the highest first"),
+]
+
+_Now = Annotated[bool, Query(description="only those above their limit now")]
+_ReportSort = Annotated[
+    ReportOrder | None,
+    Query(
+        description="by name of the customer, or the greatest first of: units above the limit now, time above it, episodes, "
+        "peak, unit-hours, requests refused, trend, units to buy. Default: those above it now, then those that were for longest"
+    ),
 ]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -143,10 +153,11 @@ def overdrafts(
     read: _Reading,
     customer: _Customer = "",
     product: _Product = "",
-    now: Annotated[bool, Query(description="only those above their limit now")] = False,
+    now: _Now = False,
+    sort: _ReportSort = None,
 ) -> Overdrafts:
     """Who is above the limit now, or was in the last 30 days; and how many units would have been enough."""
-    rows = read.overdrafts(customer=customer, product=product, now=now)
+    rows = read.overdrafts(customer=customer, product=product, now=now, sort=sort)
     return Overdrafts.model_validate({"timezone": read.timezone, "overdrafts": rows})
 
 
@@ -155,10 +166,11 @@ def overdrafts_csv(
     read: _Reading,
     customer: _Customer = "",
     product: _Product = "",
-    now: Annotated[bool, Query(description="only those above their limit now")] = False,
+    now: _Now = False,
+    sort: _ReportSort = None,
 ) -> StreamingResponse:
     """The same as CSV, without the days."""
-    return csv_response(Overdraft, read.overdrafts(customer=customer, product=product, now=now), "overdrafts.csv")
+    return csv_response(Overdraft, read.overdrafts(customer=customer, product=product, now=now, sort=sort), "overdrafts.csv")
 
 
 @router.get("/episodes", responses=ERRORS, tags=["overdrafts"])
@@ -166,6 +178,12 @@ def all_episodes(read: _Reading, days: _Days = WINDOW_DAYS, limit: _Limit = 50, 
     """Overdrafts of all entitlements that touch the last days, the latest first."""
     page = read.episodes("", "", days, limit, cursor)
     return Episodes.model_validate({"timezone": read.timezone, "episodes": page.rows, "next": page.next})
+
+
+@router.get("/episodes.csv", responses=_CSV, tags=["overdrafts"], response_class=StreamingResponse)
+def all_episodes_csv(read: _Reading, days: _Days = WINDOW_DAYS) -> StreamingResponse:
+    """The same as CSV: all of them, sent as they are read."""
+    return csv_response(Episode, read.all_episodes("", "", days), "episodes.csv")
 
 
 @router.get("/events", responses={**ERRORS, 200: _STREAM}, tags=["live"], response_class=StreamingResponse)
@@ -238,9 +256,8 @@ def episodes(
 def episodes_csv(
     read: _Reading, entitlement: str, element: _OneElement = "", days: _Days = WINDOW_DAYS
 ) -> StreamingResponse:  # fmt: skip
-    """The same as CSV: the latest 500."""
-    page = read.episodes(entitlement, element, days, MAX_PAGE, None)
-    return csv_response(Episode, page.rows, f"{entitlement}-episodes.csv")
+    """The same as CSV: all of them, sent as they are read."""
+    return csv_response(Episode, read.all_episodes(entitlement, element, days), f"{entitlement}-episodes.csv")
 
 
 @router.get("/entitlements/{entitlement:path}/holders", responses=ERRORS, tags=["history"])

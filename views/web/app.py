@@ -100,13 +100,17 @@ def create_app(
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         """The API for people: the OpenAPI document as one page that needs nothing else."""
-        return Response(reference_page(app.openapi(), assets.static("reference.css")), media_type="text/html")
+        return Response(
+            reference_page(app.openapi(), assets.static("reference.css"), assets.static("icon.svg")), media_type="text/html"
+        )
 
     @app.get("/docs/events", include_in_schema=False)
     def docs_of_events() -> Response:
         """What goes over Kafka, for people: the AsyncAPI document and its schemas as one page."""
         schemas = {name: json_schema(name) for name in json_schemas()}
-        return Response(events_page(asyncapi(), schemas, assets.static("reference.css")), media_type="text/html")
+        return Response(
+            events_page(asyncapi(), schemas, assets.static("reference.css"), assets.static("icon.svg")), media_type="text/html"
+        )
 
     @app.get("/schemas/{name}", include_in_schema=False)
     def contract(name: str) -> Response:

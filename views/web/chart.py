@@ -15,11 +15,12 @@ Theme = Literal["light", "dark"]
 
 _BUNDLE_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 _PNG_SCALE = 2.0
+_MOST_TICKS = 10
 
-_DRAWN = ("day", "min", "max", "limit", "hard_limit", "activations", "deactivations", "denials", "state")
+_DRAWN = ("day", "min", "max", "limit", "hard_limit", "activations", "deactivations", "denials", "units_used", "state")
 _LEGEND = {
     theme: "Band: least to greatest level of each day. Green dashes: limit. "
-    f"{ink} dashes: hard limit. Red: above the limit. Bars: taken (blue), given back (grey), refused (red)"
+    f"{ink} dashes: hard limit. Red: above the limit. Bars: taken or used (blue), given back (grey), refused (red)"
     for theme, ink in (("light", "Black"), ("dark", "White"))
 }
 
@@ -62,10 +63,12 @@ def _filled(usage: Mapping[str, Any], theme: Theme, width: int) -> dict[str, Any
     spec["title"]["subtitle"] = f"{_LEGEND[theme]}. Days of {usage['timezone']}"
     for plot in spec["vconcat"]:
         plot["width"] = width
+    days = max(1, len(usage["days"]))
+    values = {"ticks": min(_MOST_TICKS, days), "day_width": width / days}
     if theme == "dark":
-        colours = spec["usermeta"]["dark"]
-        for param in spec["params"]:
-            param["value"] = colours.get(param["name"], param["value"])
+        values |= spec["usermeta"]["dark"]
+    for param in spec["params"]:
+        param["value"] = values.get(param["name"], param["value"])
     return spec
 
 

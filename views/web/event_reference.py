@@ -4,29 +4,26 @@ from typing import Any
 
 import orjson
 
-from views.web.reference import escape, table
+from views.web.reference import document_of, escape, table
 
 # What each type's data holds besides its own fields; shown once.
 _COMMON = "common"
 
 
-def events_page(document: dict[str, Any], schemas: dict[str, dict[str, Any]], style: str) -> str:
+def events_page(document: dict[str, Any], schemas: dict[str, dict[str, Any]], style: str, icon: str) -> str:
     """The page.
 
-    document: AsyncAPI 3.0. schemas: JSON Schemas by the names that its messages refer to. style: its style sheet's address.
+    document: AsyncAPI 3.0. schemas: JSON Schemas by the names that its messages refer to. style, icon: the addresses of its
+    style sheet and icon.
     """
     info = document["info"]
     about = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in info["description"].split("\n\n"))
     files = ", ".join(f'<a href="/schemas/{name}">{name}</a>' for name in ("asyncapi.json", *schemas))
     channels = "".join(_channel(name, document, schemas) for name in document["channels"])
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(info['title'])} events and alerts</title>"
-        f'<link rel="stylesheet" href="{escape(style)}"></head><body>'
-        f"<h1>{escape(info['title'])} events and alerts</h1>{about}<p>For programs: {files}. "
-        f'Over HTTP: <a href="/docs">the API</a></p>{channels}</body></html>'
-    )
+    return document_of(
+        f"{info['title']} events and alerts", style, icon,
+        f'{about}<p>For programs: {files}. Over HTTP: <a href="/docs">the API</a></p>{channels}',
+    )  # fmt: skip
 
 
 def _channel(name: str, document: dict[str, Any], schemas: dict[str, dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, quote, urlencode
+from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -17,7 +18,7 @@ from views.store import QueryTooLarge, Store, StoreUnavailable
 from views.tokens import EVERYTHING, scope_of
 from views.web import chart, wording
 from views.web.access import page_reader_of, refuse_other_sites, sign_in, sign_out
-from views.web.api import Standing
+from views.web.api import ReportOrder, Standing
 from views.web.assets import static
 from views.web.problems import Problem
 from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, choose_element
@@ -25,17 +26,6 @@ from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter,
 _PAGE = 50
 _MAX_FORM_BYTES = 4096
 _ONE_DAY = datetime.timedelta(days=1)
-_SORTS: dict[str, Any] = {
-    "customer": lambda row: (row["customer"] or "", row["entitlement"], row["element"]),
-    "now": lambda row: (not row["overdrawn"], -row["overage"]),
-    "time": lambda row: -row["overdraft_seconds"],
-    "episodes": lambda row: -row["episodes_in_30_days"],
-    "peak": lambda row: -row["peak_overage"],
-    "unit_hours": lambda row: -row["unit_seconds_over"],
-    "denials": lambda row: -row["denials"],
-    "trend": lambda row: row["overdraft_seconds_earlier"] - row["overdraft_seconds_later"],
-    "buy": lambda row: -(row["buy_100"] or 0),
-}
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -53,6 +43,7 @@ def _environment() -> Environment:
         wording.units,
         wording.change,
         wording.duration,
+        wording.hours,
         wording.moment,
         wording.event_name,
         wording.note,
@@ -79,7 +70,8 @@ def prepare(store: Store, now_ms: int) -> None:
         _templates.get_template(template)
     read = Reader(store, EVERYTHING, now_ms)
     with contextlib.suppress(StoreUnavailable, QueryTooLarge):
-        read.totals()
+        read.totals(ElementFilter())
+        read.names()
         read.overdrafts()
         for row in read.elements(ElementFilter(), 1, None).rows:
             read.usage(row["entitlement"], row["element"], WINDOW_DAYS, None, None)
@@ -114,7 +106,8 @@ def overview(
         next=page.next,
         cursor=cursor,
         wanted=wanted,
-        totals=read.totals(),
+        totals=read.totals(wanted),
+        names=read.names(),
         query=_query(asked),
         scoped=not read.scope.everyone,
     )
@@ -127,10 +120,10 @@ def overdrafts(
     customer: str = "",
     product: str = "",
     now: bool = False,
-    sort: Literal["customer", "now", "time", "episodes", "peak", "unit_hours", "denials", "trend", "buy"] = "time",
+    sort: ReportOrder = "time",
 ) -> Response:
     """The overdraft report."""
-    rows = sorted(read.overdrafts(customer=customer, product=product, now=now), key=_SORTS[sort])
+    rows = read.overdrafts(customer=customer, product=product, now=now, sort=sort)
     first_day = read.today - (WINDOW_DAYS - 1) * _ONE_DAY
     first = Calendar(read.timezone).bounds(first_day)
     return drawn(
@@ -139,12 +132,12 @@ def overdrafts(
         rows=rows,
         first_day=first_day,
         window_seconds=max(1, read.now_ms - (first.start if first is not None else 0)) / 1000,
-        customers=sorted({row["customer"] for row in rows if row["customer"]}),
+        names=read.names(),
         customer=customer,
         product=product,
         only_now=now,
         sort=sort,
-        query=_query({"customer": customer, "product": product, "now": "true" if now else ""}),
+        query=_query({"customer": customer, "product": product, "now": "true" if now else "", "sort": sort}),
     )
 
 
@@ -192,9 +185,11 @@ def activity_log(
     types = tuple(sorted({name for name in type if name in EVENT_TYPES}))
     wanted = EventFilter(chosen, types, seat.strip(), user.strip(), *_span(zone, first_day, last_day))
     history = read.history(entitlement, wanted, _PAGE, cursor)
+    kind = next(each["kind"] for each in said["elements"] if each["element"] == chosen)
     held = None
-    if at.strip() or opened is not None:
-        held = read.holders(entitlement, chosen, at.strip() or None, opened, zone)
+    # Nobody holds what a counter counts.
+    if kind == "pool" and (at.strip() or opened is not None):
+        held = read.holders(entitlement, chosen, _moment(at.strip(), zone) or None, opened, zone)
     asked = {"element": chosen, "days": days, "to": to, "tz": tz.strip()}
     of_events = {
         "element": chosen, "type": list(types), "seat": wanted.seat, "user": wanted.user, "from": format_time(wanted.from_ms),
@@ -208,6 +203,7 @@ def activity_log(
         here=page_of(entitlement),
         said=said,
         element=chosen,
+        kind=kind,
         usage=usage,
         summary=_summary(usage),
         days=days,
@@ -308,6 +304,15 @@ def _date(parameter: str, text: str) -> datetime.date | None:
         return datetime.date.fromisoformat(text.strip())
     except ValueError as error:
         raise Problem(422, "invalid-request", f"{parameter}: expected a date such as 2026-01-31, got {text!r}") from error
+
+
+def _moment(text: str, timezone: str) -> str:
+    """A time of a form, which names no zone, as RFC 3339; any other text as it is."""
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return text if time.tzinfo is not None else time.replace(tzinfo=ZoneInfo(timezone)).isoformat()
 
 
 def _first_and_last(usage: dict[str, Any], read: Reader) -> tuple[datetime.date, datetime.date]:

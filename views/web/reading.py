@@ -8,7 +8,7 @@ by `Reader._query_of`, those of the report by `Reader.overdrafts`.
 import base64
 import binascii
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,12 +32,27 @@ WINDOW_DAYS = 30
 # A fold of more takes longer than anybody waits for a page.
 MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
+# Customers and products that a filter offers; others can be written into it.
+_NAMES_OFFERED = 500
 _ONE_DAY = datetime.timedelta(days=1)
 _LOOK_BACK = datetime.timedelta(days=10)
 _SPAN_MS = 40 * 86_400_000
 _LAST_MS = 253_402_300_799_999
 # 2299-12-31: ClickHouse's times end there. No event is from later than its arrival.
 _LAST_SQL_MS = 10_413_791_999_999
+
+# Orders of the overdraft report by name, the greatest first but for names.
+REPORT_ORDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "customer": lambda row: (row["customer"] or "", row["entitlement"], row["element"]),
+    "now": lambda row: (not row["overdrawn"], -row["overage"]),
+    "time": lambda row: -row["overdraft_seconds"],
+    "episodes": lambda row: -row["episodes_in_30_days"],
+    "peak": lambda row: -row["peak_overage"],
+    "unit_hours": lambda row: -row["unit_seconds_over"],
+    "denials": lambda row: -row["denials"],
+    "trend": lambda row: -row["trend_seconds"],
+    "buy": lambda row: -(row["buy_100"] or 0),
+}
 
 # An element: (entitlement, element).
 _Key = tuple[str, str]
@@ -213,17 +228,30 @@ class Reader:
         """All of them, a page at a time in memory."""
         return self._following(self.elements(wanted, _CSV_PAGE, None), lambda cursor: self.elements(wanted, _CSV_PAGE, cursor))
 
-    def totals(self) -> dict[str, Any]:
-        """How many elements there are, and how many of them stand how."""
-        [row] = self._query("totals", at=self._at)
+    def totals(self, wanted: ElementFilter) -> dict[str, Any]:
+        """How many elements fit, however they stand, and how many of them stand how."""
+        [row] = self._query("totals", search=wanted.search, customer=wanted.customer, product=wanted.product, at=self._at)
+        return row
+
+    def names(self) -> dict[str, list[str]]:
+        """The `customers` and `products` that the reader may see, in order: the first 500 of each."""
+        [row] = self._query("names", most=_NAMES_OFFERED)
         return row
 
     def overdrafts(
-        self, *, entitlement: str = "", element: str = "", customer: str = "", product: str = "", now: bool = False
+        self,
+        *,
+        entitlement: str = "",
+        element: str = "",
+        customer: str = "",
+        product: str = "",
+        now: bool = False,
+        sort: str | None = None,
     ) -> list[dict[str, Any]]:
         """Who is above the limit, or was in the last 30 days; of one entitlement, its elements whether they were or not.
 
-        Those above it now come first, then those that were for longest. now: only those above it now.
+        now: only those above it now.
+        sort: one of REPORT_ORDERS; without, and among equals, those above it now come first, then those that were for longest.
         """
         first_day = self.today - (WINDOW_DAYS - 1) * _ONE_DAY
         rows = self._query(
@@ -250,7 +278,7 @@ class Reader:
             held = levels_held(levels.get(_key(row), []), carried, start_ms, self.now_ms)
             report.append(_report_row(row, days, held, ended.get(_key(row), 0)))
         report.sort(key=lambda row: (not row["overdrawn"], -row["overdraft_seconds"], row["entitlement"], row["element"]))
-        return report
+        return sorted(report, key=REPORT_ORDERS[sort]) if sort is not None else report
 
     def sizing(self, entitlement: str, element: str | None) -> dict[str, Any]:
         """How many seats of one element would have been enough in the last 30 days. Raises Problem 404."""
@@ -276,6 +304,11 @@ class Reader:
         rows = rows[:limit]
         following = _cursor(rows[-1]["start"], rows[-1]["entitlement"], rows[-1]["element"]) if more else None
         return Page([_with_times(row, "start", "end") for row in rows], following)
+
+    def all_episodes(self, entitlement: str, element: str, days: int) -> Iterator[dict[str, Any]]:
+        """All of them, a page at a time in memory. Raises Problem 404 before the first."""
+        page = self.episodes(entitlement, element, days, _CSV_PAGE, None)
+        return self._following(page, lambda cursor: self.episodes(entitlement, element, days, _CSV_PAGE, cursor))
 
     def _stored_days(self, entitlement: str, element: str, first: datetime.date, last: datetime.date) -> list[dict[str, Any]]:
         """The stored days of an element from the first to the last date, and the latest before them."""
@@ -526,13 +559,15 @@ def _report_row(row: dict[str, Any], days: list[dict[str, Any]], levels: LevelsH
     limit = row["limit"]
     seconds = [day["overdraft_seconds"] for day in days]
     half = len(days) // 2
+    earlier, later = sum(seconds[:half]), sum(seconds[half:])
     covers = {share: levels.enough(share) if levels is not None else row["level"] for share in (95, 99, 100)}
     return _with_times(row, "since", "as_of") | {
         "overdrawn": overdrawn,
         "episodes_in_30_days": ended + overdrawn,
         "overdraft_seconds": round(sum(seconds), 3),
-        "overdraft_seconds_earlier": round(sum(seconds[:half]), 3),
-        "overdraft_seconds_later": round(sum(seconds[half:]), 3),
+        "overdraft_seconds_earlier": round(earlier, 3),
+        "overdraft_seconds_later": round(later, 3),
+        "trend_seconds": round(later - earlier, 3),
         "unit_seconds_over": levels.over_unit_ms / 1000 if levels is not None else 0.0,
         "peak_overage": max(day["peak_overage"] for day in days),
         "denials": sum(day["denials"] for day in days),

@@ -11,8 +11,8 @@ def escape(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
 
 
-def reference_page(schema: dict[str, Any], style: str) -> str:
-    """The page. schema: an OpenAPI 3.1 document. style: the address of its style sheet."""
+def reference_page(schema: dict[str, Any], style: str, icon: str) -> str:
+    """The page. schema: an OpenAPI 3.1 document. style, icon: the addresses of its style sheet and icon."""
     info = schema["info"]
     about = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in info["description"].split("\n\n"))
     operations = "".join(
@@ -21,14 +21,22 @@ def reference_page(schema: dict[str, Any], style: str) -> str:
         for method, operation in methods.items()
     )
     models = "".join(_model(name, model) for name, model in schema["components"]["schemas"].items())
+    return document_of(
+        f"{info['title']} API", style, icon,
+        f'{about}<p>For programs: <a href="openapi.json">openapi.json</a>. '
+        'Over Kafka: <a href="docs/events">events and alerts</a></p>'
+        f"<h2>Requests</h2>{operations}<h2>Answers</h2>{models}",
+    )  # fmt: skip
+
+
+def document_of(title: str, style: str, icon: str, content: str) -> str:
+    """A page with a title and its content, HTML. style, icon: the addresses of its style sheet and icon."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f'<title>{escape(info["title"])} API</title><link rel="stylesheet" href="{escape(style)}"></head><body>'
-        f"<h1>{escape(info['title'])} API</h1>{about}"
-        '<p>For programs: <a href="openapi.json">openapi.json</a>. '
-        'Over Kafka: <a href="docs/events">events and alerts</a></p>'
-        f"<h2>Requests</h2>{operations}<h2>Answers</h2>{models}</body></html>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f'<title>{escape(title)}</title><link rel="stylesheet" href="{escape(style)}">'
+        f'<link rel="icon" href="{escape(icon)}" type="image/svg+xml"></head><body>'
+        f'<header><a href="/">Overview</a></header><main><h1>{escape(title)}</h1>{content}</main></body></html>'
     )
 
 

@@ -28,8 +28,13 @@ EVENT_NAMES = {
 
 
 def units(number: int) -> str:
-    """A number with thin spaces between thousands, as in 12 345."""
-    return f"{number:,}".replace(",", "\u2009")
+    """A number with narrow spaces between thousands, as in 12 345; no line breaks there."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def hours(number: float) -> str:
+    """Hours with one decimal."""
+    return f"{number:,.1f}".replace(",", "\u202f")
 
 
 def change(delta: int) -> str:
@@ -57,19 +62,19 @@ def event_name(kind: str) -> str:
     return EVENT_NAMES.get(kind, kind)
 
 
-def note(event: dict[str, Any]) -> str:
-    """What else there is to say of an event of the history."""
+def note(event: dict[str, Any], timezone: str) -> str:
+    """What else there is to say of an event of the history; times in a time zone."""
     notes = []
     if event["late"]:
         notes.append("came too late: no effect on the live level")
     elif event["placed_at"] != event["time"]:
-        notes.append(f"came late: took effect at {event['placed_at'][11:19]} UTC")
+        notes.append(f"came late: took effect at {moment(event['placed_at'], timezone)}")
     if event["source"] == RESTATE_SOURCE:
         notes.append("correction by Seatmark")
-    if event["quantity"] not in (None, 1):
+    if event["quantity"] not in (None, 1, abs(event["delta"])):
         notes.append(f"{units(event['quantity'])} units")
     if event["lease_expires_at"] is not None:
-        notes.append(f"lease until {event['lease_expires_at'][:16].replace('T', ' ')} UTC")
+        notes.append(f"lease until {moment(event['lease_expires_at'], timezone)[:16]}")
     if event["reason"]:
         notes.append(event["reason"])
     if event["overdrawn"]:
@@ -77,9 +82,8 @@ def note(event: dict[str, Any]) -> str:
     return "; ".join(notes)
 
 
-def trend(row: dict[str, Any]) -> str:
-    """Whether the time above the limit grew: the last 15 days beside the 15 before."""
-    earlier, later = row["overdraft_seconds_earlier"], row["overdraft_seconds_later"]
-    if later > earlier * 1.1:
-        return "↗ rising"
-    return "↘ falling" if later < earlier * 0.9 else "→ steady"
+def trend(seconds: float) -> str:
+    """By how much a time grew or shrank; a dash for not at all."""
+    if seconds > 0:
+        return f"↗ +{duration(seconds)}"
+    return f"↘ {_MINUS}{duration(-seconds)}" if seconds < 0 else _NONE

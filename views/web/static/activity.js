@@ -9,7 +9,8 @@ const colours = ["ink", "muted", "rule", "level", "green", "red", "shade", "pape
 
 let usage = null;
 let view = null;
-let shown = -1;
+// The day whose row is shown under the graph.
+let shown = chart.dataset.day;
 
 // --- The graph
 
@@ -17,24 +18,29 @@ async function drawGraph() {
   const [spec, answer] = await Promise.all([fetched(chart.dataset.spec), usage || fetched(chart.dataset.usage)]);
   usage = answer;
   const style = getComputedStyle(document.documentElement);
+  const width = Math.max(200, chart.clientWidth - 64);
+  const days = Math.max(1, usage.days.length);
+  const values = { chosen: shown, ticks: Math.min(width < 500 ? 4 : 10, days), day_width: width / days };
   for (const param of spec.params) {
-    if (colours.includes(param.name)) param.value = style.getPropertyValue("--" + param.name).trim();
-    if (param.name === "chosen") param.value = chart.dataset.day;
-    if (param.name === "ticks") param.value = chart.clientWidth < 560 ? 4 : 10;
+    param.value = colours.includes(param.name) ? style.getPropertyValue("--" + param.name).trim() : values[param.name];
   }
-  for (const plot of spec.vconcat) plot.width = Math.max(200, chart.clientWidth - 64);
+  for (const plot of spec.vconcat) plot.width = width;
   delete spec.title;
   spec.data.values = usage.days;
   const place = document.createElement("div");
+  // What it shows is said by the label of the graph, the row under it and the table.
+  place.setAttribute("aria-hidden", "true");
   const embedded = await vegaEmbed(place, spec, {
     // The interpreter instead of generated code, and no styles of its own: our pages allow neither.
-    ast: true, actions: false, defaultStyle: false, tooltip: false, renderer: "svg",
+    // Errors only: that an element without a limit has none to draw is no news.
+    ast: true, actions: false, defaultStyle: false, tooltip: false, renderer: "svg", logLevel: 1,
   });
   if (view) view.finalize();
   view = embedded.view;
   chart.replaceChildren(place);
-  view.addEventListener("pointermove", (event, item) => item && item.datum && item.datum.day && showDay(indexOf(item.datum.day)));
+  view.addEventListener("pointermove", (event, item) => item && item.datum && item.datum.day && item.datum.day !== shown && showDay(indexOf(item.datum.day)));
   view.addEventListener("click", (event, item) => item && item.datum && item.datum.day && openDay(item.datum.day));
+  if (shown) showDay(indexOf(shown));
   chart.dataset.drawn = "true";
 }
 
@@ -49,22 +55,30 @@ function indexOf(day) {
 }
 
 function showDay(index) {
-  if (!usage || index < 0 || index >= usage.days.length || index === shown) return;
-  shown = index;
-  const row = usage.days[index];
+  const row = usage && usage.days[index];
+  if (!row) return;
+  shown = row.day;
   if (view) view.signal("chosen", row.day).runAsync();
+  const taken = chart.dataset.kind === "counter" ? [["used", row.units_used]] : [["taken", row.activations], ["given back", row.deactivations]];
   const facts = [
     ["", row.day], ["min", row.min], ["max", row.max], ["limit", limitOf(row, "limit")], ["hard limit", limitOf(row, "hard_limit")],
-    ["above the limit", row.overdraft_seconds ? `${duration(row.overdraft_seconds)}, by at most ${row.peak_overage}` : "never"],
-    ["taken", row.activations], ["given back", row.deactivations], ["refused", row.denials], ["", row.state],
+    ["above the limit", row.overdraft_seconds ? `${duration(row.overdraft_seconds)}, by at most ${units(row.peak_overage)}` : "never"],
+    ...taken, ["refused", row.denials], ["", row.state],
   ];
-  dayRow.replaceChildren(...facts.flatMap(([name, value]) => {
+  const said = document.createElement("p");
+  said.append(...facts.flatMap(([name, value]) => {
     const fact = document.createElement("span");
     const bold = document.createElement("b");
-    bold.textContent = typeof value === "number" ? numbers.format(value) : value;
+    bold.textContent = typeof value === "number" ? units(value) : value;
     fact.append(name ? name + " " : "", bold);
     return [fact, " "];
   }));
+  // It is read aloud when it changes, so not otherwise.
+  if (said.textContent !== dayRow.textContent) dayRow.replaceChildren(...said.childNodes);
+}
+
+function units(number) {
+  return numbers.format(number).replaceAll(",", "\u202f");
 }
 
 function limitOf(row, name) {
@@ -74,7 +88,7 @@ function limitOf(row, name) {
 function duration(seconds) {
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return minutes ? `${minutes} min` : "< 1 min";
-  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+  return `${units(Math.floor(minutes / 60))} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
 function openDay(day) {
@@ -88,13 +102,13 @@ function openDay(day) {
 chart.addEventListener("keydown", (event) => {
   if (!usage) return;
   const last = usage.days.length - 1;
-  const at = shown < 0 ? (chart.dataset.day ? indexOf(chart.dataset.day) : last + 1) : shown;
+  const at = indexOf(shown) < 0 ? last + 1 : indexOf(shown);
   const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last }[event.key];
   if (to !== undefined) {
     showDay(Math.min(last, Math.max(0, to)));
     event.preventDefault();
-  } else if (event.key === "Enter" && shown >= 0) {
-    openDay(usage.days[shown].day);
+  } else if (event.key === "Enter" && shown) {
+    openDay(shown);
   }
 });
 
@@ -132,7 +146,7 @@ function say(state, text) {
 }
 
 function clock(time) {
-  return new Date(time).toISOString().slice(11, 19) + " UTC";
+  return new Date(time).toLocaleTimeString("en-GB", { timeZone: chart.dataset.zone });
 }
 
 function heard() {
@@ -146,7 +160,9 @@ function stale(why) {
 
 // What is new is drawn by the server, as the rest of the page; here it only takes its place.
 async function refresh() {
-  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+  const response = await fetch(location.href);
+  if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
   const known = new Set([...document.querySelectorAll("#events tbody tr")].map((row) => row.textContent));
   for (const id of ["elements", "days", "history"]) {
     const here = document.getElementById(id);
@@ -159,7 +175,6 @@ async function refresh() {
   }
   for (const row of document.querySelectorAll("#events tbody tr")) row.classList.toggle("new", !known.has(row.textContent));
   usage = null;
-  shown = -1;
   drawOrSay();
 }
 
