@@ -325,6 +325,9 @@ async def test_days_of_another_time_zone(api: httpx.AsyncClient) -> None:
         ("history", {"type": "seat.stolen"}, "query.type"),
         ("history", {"from": "2026-11-22"}, "query.from"),
         ("history", {"limit": 501}, "query.limit"),
+        # A filter that is not there must not look as if it worked.
+        ("history", {"users": "ann"}, "query.users: there is no such parameter here; there are limit, cursor, element, type, "),
+        ("history.csv", {"limit": 5}, "query.limit: there is no such parameter here"),
     ],
 )
 async def test_what_cannot_be_asked(api: httpx.AsyncClient, path: str, parameters: dict[str, Any], said: str) -> None:

@@ -97,7 +97,17 @@ _STREAM: dict[str, Any] = {
     "description": "Server-sent events, until the stream ends",
 }
 
-router = APIRouter(prefix="/api/v1")
+
+def _known_parameters(request: Request) -> None:
+    """Refuse a parameter that the route does not have: a filter with a typing error would answer as if it were not there."""
+    route = request.app.openapi()["paths"][request.scope["route"].path_format]["get"]
+    known = [parameter["name"] for parameter in route.get("parameters", []) if parameter["in"] == "query"]
+    for name in request.query_params:
+        if name not in known:
+            raise Problem(422, "invalid-request", f"query.{name}: there is no such parameter here; there are {', '.join(known)}")
+
+
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(_known_parameters)])
 
 _Reading = Annotated[Reader, Depends(reader_of)]
 
