@@ -20,7 +20,7 @@ from views.web.access import page_reader_of, refuse_other_sites, sign_in, sign_o
 from views.web.api import Standing
 from views.web.assets import static
 from views.web.problems import Problem
-from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, choose_element
+from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, at_once, choose_element
 
 _PAGE = 50
 _MAX_FORM_BYTES = 4096
@@ -57,6 +57,7 @@ def _environment() -> Environment:
         wording.event_name,
         wording.note,
         wording.trend,
+        chart.spark,
     ):
         environment.filters[word.__name__] = word
     return environment
@@ -79,9 +80,9 @@ def prepare(store: Store, now_ms: int) -> None:
         _templates.get_template(template)
     read = Reader(store, EVERYTHING, now_ms)
     with contextlib.suppress(StoreUnavailable, QueryTooLarge):
-        read.totals()
         read.overdrafts()
-        for row in read.elements(ElementFilter(), 1, None).rows:
+        page, _ = at_once(lambda: read.elements(ElementFilter(), 1, None), read.totals)
+        for row in page.rows:
             read.usage(row["entitlement"], row["element"], WINDOW_DAYS, None, None)
             read.history(row["entitlement"], EventFilter(), _PAGE, None)
 
@@ -105,7 +106,7 @@ def overview(
 ) -> Response:
     """Entitlements by state and utilisation."""
     wanted = ElementFilter(search.strip(), customer, product, state, sort)
-    page = read.elements(wanted, _PAGE, cursor)
+    page, [totals] = at_once(lambda: read.elements(wanted, _PAGE, cursor), read.totals)
     asked = {"search": wanted.search, "customer": customer, "product": product, "state": state, "sort": sort}
     return drawn(
         "overview.html",
@@ -114,7 +115,7 @@ def overview(
         next=page.next,
         cursor=cursor,
         wanted=wanted,
-        totals=read.totals(),
+        totals=totals,
         query=_query(asked),
         scoped=not read.scope.everyone,
     )
