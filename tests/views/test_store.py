@@ -1,5 +1,6 @@
 """The store: parameters, threads, and what it says when ClickHouse is not there."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from schemas.days import DayRow
 from seatmark.chdb_http import ChdbHttp
-from views.store import Store, StoreUnavailable, address_of, chdb_directory, chdb_dsn, connect
+from views.store import Store, StoreUnavailable, address_of, chdb_directory, chdb_dsn, connect, named_queries
 
 # What a reader of everything gives each query.
 ALL: dict[str, Any] = {"everyone": True, "customers": []}
@@ -67,6 +68,19 @@ def test_a_closed_store_opens_again(store: Store) -> None:
 def test_unknown_queries_are_told_from_failures(store: Store) -> None:
     with pytest.raises(KeyError):
         store.query("no_such_query")
+
+
+def test_queries_are_whole_without_the_lines_of_filters_that_are_not_set(client: Client) -> None:
+    for name, text in named_queries().items():
+        shortest = "\n".join(line for line in text.split("\n") if " -- if " not in line)
+        for left in (text, shortest):
+            spelled = client.command("SELECT formatQuery({left:String})", parameters={"left": left})
+            assert f"{spelled}".startswith(("SELECT", "WITH")), name
+        for line in text.split("\n"):
+            condition, marked, parameter = line.partition(" -- if ")
+            # Those of `elements` have conditions over several lines.
+            if marked and name != "elements":
+                assert re.fullmatch(rf" +AND \w+ (=|IN) {{{parameter}:[\w()]+}}", condition), f"{name}: {line}"
 
 
 def test_errors_that_are_ours_stay_what_they_are(store: Store) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.web.conftest import ACME, NOW, Place, client_of, event, terms
 from views.store import Store
-from views.web import wording
+from views.web import chart, wording
 from views.web.app import create_app
 
 HTML = {"accept": "text/html"}
@@ -211,6 +211,17 @@ async def test_nothing_that_fits(web: httpx.AsyncClient) -> None:
         (await page_of(web, "/entitlements/acme%2F1?seat=x")).split()
     )
     assert "on 2026-11-20" in await page_of(web, "/entitlements/acme%2F1?day=2026-11-20")
+
+
+def test_the_small_graph_of_the_report() -> None:
+    """Of the 24 units of height a unit of the level has 6 here; the ground is at 26. Without a limit nothing is above it."""
+    days = [{"max": 4, "limit": 2}, {"max": 1, "limit": 2}, {"max": 3, "limit": None}]
+    assert chart.spark(days) == (
+        '<svg class="spark" viewBox="0 0 12 26" preserveAspectRatio="none" aria-hidden="true">'
+        '<path class="used" d="M0 26.00V14.00h3.2V26.00zM4 26.00V20.00h3.2V26.00zM8 26.00V8.00h3.2V26.00z"/>'
+        '<path class="over" d="M0 14.00V2.00h3.2V14.00z"/></svg>'
+    )
+    assert 'viewBox="0 0 4 26"' in chart.spark([{"max": 0, "limit": 0}])
 
 
 @pytest.mark.parametrize(

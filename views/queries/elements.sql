@@ -1,5 +1,5 @@
 -- The elements that the reader may see, with the most that was used in the 30 days up to the instant `at`: those after the
--- place (after_key, after_entitlement, after_element) in the order asked for. An empty filter lets everything through.
+-- place (after_key, after_entitlement, after_element) in the order asked for.
 -- search: in the id, the customer, the product or the name. standing: a state, or overdrawn, or idle, or hitting.
 -- key: what is sorted by, the highest first; 0 where only the names count.
 -- utilisation: level by limit in ten-thousandths; -1 without a limit, and where the limit is 0 as if it were 1.
@@ -48,22 +48,22 @@ SELECT
     hard_limit,
     terms_known,
     state,
-    toUnixTimestamp64Milli(as_of) AS as_of,
+    as_of,
     peak_30_days,
     denials_30_days,
     idle,
     if({sort:String} = 'utilisation', utilisation, 0) AS key
 FROM standings
-WHERE ({search:String} = '' OR positionCaseInsensitiveUTF8(
-        concat(entitlement, '\n', ifNull(customer, ''), '\n', ifNull(product, ''), '\n', ifNull(name, '')), {search:String}) > 0)
-    AND ({customer:String} = '' OR customer = {customer:String})
-    AND ({product:String} = '' OR product = {product:String})
-    AND multiIf(
-        {standing:String} = '', true,
-        {standing:String} = 'idle', idle,
-        {standing:String} = 'overdrawn', state IN ('overdraft', 'at_hard_limit', 'over_hard_limit'),
-        {standing:String} = 'denied', denials_30_days > 0,
-        state = {standing:String})
-    AND (-key, entitlement, element) > (-{after_key:Int64}, {after_entitlement:String}, {after_element:String})
+WHERE (-key, entitlement, element) > (-{after_key:Int64}, {after_entitlement:String}, {after_element:String})
+    AND positionCaseInsensitiveUTF8( -- if search
+        concat(entitlement, '\n', ifNull(customer, ''), '\n', ifNull(product, ''), '\n', ifNull(name, '')), -- if search
+        {search:String}) > 0 -- if search
+    AND customer = {customer:String} -- if customer
+    AND product = {product:String} -- if product
+    AND multiIf( -- if standing
+        {standing:String} = 'idle', idle, -- if standing
+        {standing:String} = 'overdrawn', state IN ('overdraft', 'at_hard_limit', 'over_hard_limit'), -- if standing
+        {standing:String} = 'denied', denials_30_days > 0, -- if standing
+        state = {standing:String}) -- if standing
 ORDER BY key DESC, entitlement, element
 LIMIT {rows:UInt32};

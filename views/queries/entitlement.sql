@@ -10,8 +10,8 @@ SELECT
     hard_limit,
     terms_known,
     state,
-    toUnixTimestamp64Milli(entered_at) AS since,
-    toUnixTimestamp64Milli(as_of) AS as_of
+    entered_at AS since,
+    as_of
 FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
 WHERE entitlement = {entitlement:String}
 ORDER BY element;

@@ -1,5 +1,5 @@
 -- Overdrafts from entering to leaving, the latest first, of the elements that the reader may see: those that ended, and those
--- that go on at the instant `at`. Only what touches the time from the first instant of first_day on. An empty filter lets everything through.
+-- that go on at the instant `at`. Only what touches the time from the first instant of first_day on.
 -- The end of one carries all that is known of it, so one whose beginning is older than the log of alerts is here too.
 WITH
     assumeNotNull((SELECT starts_at FROM calendar FINAL WHERE day = {first_day:Date32})) AS window_start,
@@ -7,8 +7,9 @@ WITH
     (
         SELECT entitlement, element, customer, product, state, entered_at, peak, level, `limit`
         FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
-        WHERE ({entitlement:String} = '' OR entitlement = {entitlement:String})
-            AND ({element:String} = '' OR element = {element:String})
+        WHERE true
+            AND entitlement = {entitlement:String} -- if entitlement
+            AND element = {element:String} -- if element
     )
 SELECT entitlement, element, customer, product, start, end, seconds, peak, peak_overage
 FROM

@@ -1,5 +1,5 @@
 -- Raw-log rows of one entitlement, newest first: those before a place (before, before_epoch, before_offset, before_element) and not
--- older than `from`, at most `rows` of them. An empty filter lets everything through.
+-- older than `from`, at most `rows` of them.
 -- Reads the sort key backwards and stops, so that a page costs the same wherever it is, and however long the log is. So an event may
 -- be here in several versions: of those of one place the one that counts comes first; `arrivals` tells of the rest.
 SELECT
@@ -10,9 +10,10 @@ WHERE entitlement = {entitlement:String}
     AND time <= {before:DateTime64(3, 'UTC')} AND time >= {from:DateTime64(3, 'UTC')}
     AND (time, epoch, `offset`, element)
         < ({before:DateTime64(3, 'UTC')}, {before_epoch:UInt32}, {before_offset:Int64}, {before_element:String})
-    AND element IN {visible:Array(String)} AND ({element:String} = '' OR element = {element:String})
-    AND (empty({types:Array(String)}) OR type IN {types:Array(String)})
-    AND ({seat:String} = '' OR seat_id = {seat:String})
-    AND ({user:String} = '' OR user = {user:String})
+    AND element IN {visible:Array(String)}
+    AND element = {element:String} -- if element
+    AND type IN {types:Array(String)} -- if types
+    AND seat_id = {seat:String} -- if seat
+    AND user = {user:String} -- if user
 ORDER BY time DESC, epoch DESC, `offset` DESC, element DESC, rank DESC
 LIMIT {rows:UInt32};

@@ -1,5 +1,5 @@
 -- Elements that were above their limit in the days from first_day to `today`, or are now; with `entitlement` not empty: that
--- entitlement's elements, whether they were or not. Only those that the reader may see. An empty filter lets everything through.
+-- entitlement's elements, whether they were or not. Only those that the reader may see.
 SELECT
     entitlement,
     element,
@@ -9,19 +9,15 @@ SELECT
     kind,
     state,
     state IN ('overdraft', 'at_hard_limit', 'over_hard_limit') AS overdrawn,
-    if(overdrawn, toUnixTimestamp64Milli(entered_at), NULL) AS since,
+    if(overdrawn, entered_at, NULL) AS since,
     level,
     `limit`,
     hard_limit,
     ifNull(greatest(level - `limit`, 0), 0) AS overage,
     if(overdrawn, peak, NULL) AS peak,
-    toUnixTimestamp64Milli(as_of) AS as_of
+    as_of
 FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)})
-WHERE ({entitlement:String} = '' OR entitlement = {entitlement:String})
-    AND ({element:String} = '' OR element = {element:String})
-    AND ({customer:String} = '' OR customer = {customer:String})
-    AND ({product:String} = '' OR product = {product:String})
-    AND (
+WHERE (
         {entitlement:String} != ''
         OR overdrawn
         OR (entitlement, element) IN
@@ -31,4 +27,8 @@ WHERE ({entitlement:String} = '' OR entitlement = {entitlement:String})
             WHERE day >= {first_day:Date32} AND day <= {today:Date32} AND peak_overage > 0
         )
     )
+    AND entitlement = {entitlement:String} -- if entitlement
+    AND element = {element:String} -- if element
+    AND customer = {customer:String} -- if customer
+    AND product = {product:String} -- if product
 ORDER BY entitlement, element;

@@ -104,7 +104,9 @@ def _known_parameters(request: Request) -> None:
     known = [parameter["name"] for parameter in route.get("parameters", []) if parameter["in"] == "query"]
     for name in request.query_params:
         if name not in known:
-            raise Problem(422, "invalid-request", f"query.{name}: there is no such parameter here; there are {', '.join(known)}")
+            raise Problem(
+                422, "invalid-request", f"query.{name}: there is no such parameter here; there are {', '.join(known)}"
+            )
 
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(_known_parameters)])

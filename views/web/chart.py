@@ -1,12 +1,17 @@
-"""The graph of an element's days: one Vega-Lite spec, drawn in the page by its own scripts, and here as SVG and PNG."""
+"""The graph of an element's days: one Vega-Lite spec, drawn in the page by its own scripts, and here as SVG and PNG.
+
+And a small one, for tables.
+"""
 
 import copy
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from markupsafe import Markup
 
 SPEC_FILE = Path(__file__).parent / "charts" / "activity.vl.json"
 WIDTH = 860
@@ -37,6 +42,29 @@ def drawn(usage: Mapping[str, Any], format: Literal["svg", "png"], theme: Theme 
     if format == "png":
         return bytes(vl_convert.vegalite_to_png(spec, scale=_PNG_SCALE))
     return str(vl_convert.vegalite_to_svg(spec)).encode()
+
+
+def spark(days: Sequence[Mapping[str, Any]]) -> Markup:
+    """The greatest level of each day against the limit as a small SVG. days: of an element of the overdraft report.
+
+    Not by a template: it took a second for a thousand elements.
+    """
+    top = max(1, *(day["max"] for day in days), *(day["limit"] or 0 for day in days))
+    used, over = [], []
+    for number, day in enumerate(days):
+        high = 24 * day["max"] / top
+        bought = 24 * day["limit"] / top if day["limit"] is not None else 24
+        used.append(_bar(4 * number, 0, min(high, bought)))
+        if high > bought:
+            over.append(_bar(4 * number, bought, high))
+    return Markup(
+        f'<svg class="spark" viewBox="0 0 {4 * len(days)} 26" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path class="used" d="{"".join(used)}"/><path class="over" d="{"".join(over)}"/></svg>'
+    )
+
+
+def _bar(left: int, low: float, high: float) -> str:
+    return f"M{left} {26 - low:.2f}V{26 - high:.2f}h3.2V{26 - low:.2f}z"
 
 
 def scripts() -> bytes:

@@ -21,7 +21,7 @@ from views.web.access import page_reader_of, refuse_other_sites, sign_in, sign_o
 from views.web.api import ReportOrder, Standing
 from views.web.assets import static
 from views.web.problems import Problem
-from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, choose_element
+from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, at_once, choose_element
 
 _PAGE = 50
 _MAX_FORM_BYTES = 4096
@@ -48,6 +48,7 @@ def _environment() -> Environment:
         wording.event_name,
         wording.note,
         wording.trend,
+        chart.spark,
     ):
         environment.filters[word.__name__] = word
     return environment
@@ -70,10 +71,9 @@ def prepare(store: Store, now_ms: int) -> None:
         _templates.get_template(template)
     read = Reader(store, EVERYTHING, now_ms)
     with contextlib.suppress(StoreUnavailable, QueryTooLarge):
-        read.totals(ElementFilter())
-        read.names()
         read.overdrafts()
-        for row in read.elements(ElementFilter(), 1, None).rows:
+        page, _ = at_once(lambda: read.elements(ElementFilter(), 1, None), lambda: read.totals(ElementFilter()), read.names)
+        for row in page.rows:
             read.usage(row["entitlement"], row["element"], WINDOW_DAYS, None, None)
             read.history(row["entitlement"], EventFilter(), _PAGE, None)
 
@@ -97,7 +97,7 @@ def overview(
 ) -> Response:
     """Entitlements by state and utilisation."""
     wanted = ElementFilter(search.strip(), customer, product, state, sort)
-    page = read.elements(wanted, _PAGE, cursor)
+    page, [totals, names] = at_once(lambda: read.elements(wanted, _PAGE, cursor), lambda: read.totals(wanted), read.names)
     asked = {"search": wanted.search, "customer": customer, "product": product, "state": state, "sort": sort}
     return drawn(
         "overview.html",
@@ -106,8 +106,8 @@ def overview(
         next=page.next,
         cursor=cursor,
         wanted=wanted,
-        totals=read.totals(wanted),
-        names=read.names(),
+        totals=totals,
+        names=names,
         query=_query(asked),
         scoped=not read.scope.everyone,
     )
@@ -123,7 +123,7 @@ def overdrafts(
     sort: ReportOrder = "time",
 ) -> Response:
     """The overdraft report."""
-    rows = read.overdrafts(customer=customer, product=product, now=now, sort=sort)
+    rows, [names] = at_once(lambda: read.overdrafts(customer=customer, product=product, now=now, sort=sort), read.names)
     first_day = read.today - (WINDOW_DAYS - 1) * _ONE_DAY
     first = Calendar(read.timezone).bounds(first_day)
     return drawn(
@@ -132,7 +132,7 @@ def overdrafts(
         rows=rows,
         first_day=first_day,
         window_seconds=max(1, read.now_ms - (first.start if first is not None else 0)) / 1000,
-        names=read.names(),
+        names=names,
         customer=customer,
         product=product,
         only_now=now,

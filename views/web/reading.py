@@ -9,8 +9,9 @@ import base64
 import binascii
 import datetime
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -34,6 +35,8 @@ MAX_FOLDED = 200_000
 _CSV_PAGE = 5_000
 # Customers and products that a filter offers; others can be written into it.
 _NAMES_OFFERED = 500
+# More questions at once than that, of all requests, wait for each other.
+_AT_ONCE = ThreadPoolExecutor(16, "question")
 _ONE_DAY = datetime.timedelta(days=1)
 _LOOK_BACK = datetime.timedelta(days=10)
 _SPAN_MS = 40 * 86_400_000
@@ -56,6 +59,8 @@ REPORT_ORDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 # An element: (entitlement, element).
 _Key = tuple[str, str]
+_First = TypeVar("_First")
+_Other = TypeVar("_Other")
 
 
 @dataclass(frozen=True)
@@ -264,12 +269,13 @@ class Reader:
         of_these = _visible(_key(row) for row in rows)
         dates = [(datetime.date.fromisoformat(day.day), day) for day in self._days.between(first_day, self.today)]
         start_ms = dates[0][1].start
-        stored = self._report_days(of_these, first_day)
-        levels = self._report_levels(stored, dates)
-        ended = {
-            _key(row): row["ended"]
-            for row in self.store.query("episode_counts", **of_these, **{"from": _in_sql(start_ms), "at": self._at})
-        }
+        stored, (added_up, counts) = at_once(
+            lambda: self._report_days(of_these, first_day),
+            lambda: self.store.query("levels_held", **of_these, first_day=first_day, last_day=self.today),
+            lambda: self.store.query("episode_counts", **of_these, **{"from": _in_sql(start_ms), "at": self._at}),
+        )
+        levels = self._report_levels(stored, added_up, dates)
+        ended = {_key(row): row["ended"] for row in counts}
         report = []
         for row in rows:
             of_element = stored.get(_key(row), [])
@@ -332,7 +338,10 @@ class Reader:
         return stored
 
     def _report_levels(
-        self, stored: dict[_Key, list[dict[str, Any]]], dates: list[tuple[datetime.date, DayBounds]]
+        self,
+        stored: dict[_Key, list[dict[str, Any]]],
+        added_up: list[dict[str, Any]],
+        dates: list[tuple[datetime.date, DayBounds]],
     ) -> dict[_Key, list[dict[str, Any]]]:
         """What some elements held on each of the dates, in order: as it was added up already, or from the raw log.
 
@@ -341,7 +350,7 @@ class Reader:
         first = dates[0][0]
         wanted = {(key, row["day"]): row["version"] for key, rows in stored.items() for row in rows if row["day"] >= first}
         found = {}
-        for row in self.store.query("levels_held", **_visible(stored), first_day=first, last_day=self.today):
+        for row in added_up:
             if wanted.get((_key(row), row["day"])) == row["version"] and row["last_at"] <= self.now_ms:
                 found[_key(row), row["day"]] = row
         missing = wanted.keys() - found.keys()
@@ -436,6 +445,19 @@ class Reader:
         """A query of one entitlement, bound to its elements that the reader may see: looked up once for all of a request."""
         visible = [element["element"] for element in self.elements_of(entitlement)]
         return self.store.query(name, entitlement=entitlement, visible=visible, **parameters)
+
+
+def at_once(first: Callable[[], _First], *others: Callable[[], _Other]) -> tuple[_First, list[_Other]]:
+    """The answers of several questions that are asked at the same time. Raises what one of them raises, when all are done.
+
+    others: must not ask at once themselves: they might wait for a thread that waits for them.
+    """
+    asked = [_AT_ONCE.submit(other) for other in others]
+    try:
+        answer = first()
+    finally:
+        wait(asked)
+    return answer, [other.result() for other in asked]
 
 
 def choose_element(entitlement: str, elements: list[dict[str, Any]], asked: str | None) -> str:
