@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The tests start hundreds of processes: where this is set, each would compile all its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check mutate bench faults kafka clean
 
 demo: .venv/installed  ## 30 days of a made-up vendor through the whole stack on this machine
