@@ -263,7 +263,7 @@ async def test_every_field_and_parameter_is_described(api: httpx.AsyncClient) ->
     assert set(document["paths"]) == {
         "/api/v1/entitlements", "/api/v1/entitlements.csv", of_one, f"{of_one}/usage", f"{of_one}/usage.csv",
         f"{of_one}/history", f"{of_one}/history.csv", f"{of_one}/holders", f"{of_one}/holders.csv", f"{of_one}/episodes",
-        f"{of_one}/episodes.csv", f"{of_one}/sizing", "/api/v1/overdrafts", "/api/v1/overdrafts.csv", "/api/v1/episodes"
+        f"{of_one}/episodes.csv", f"{of_one}/sizing", "/api/v1/overdrafts", "/api/v1/overdrafts.csv", "/api/v1/episodes",
         "/api/v1/episodes.csv",
         "/api/v1/events", "/livez", "/readyz",
     }  # fmt: skip
