@@ -1,6 +1,7 @@
 """Fixtures with ClickHouse databases: in this process, and over HTTP; a plugin that ``tests/conftest.py`` names.
 
-A process can have one engine, so all databases of a session are in one directory, whichever way they are reached.
+A process can have one engine, so all databases of a session are in one directory, whichever way they are reached. Files about the
+ways themselves are marked `both_ways`; what a query says does not depend on how it was sent.
 """
 
 from __future__ import annotations
@@ -24,13 +25,24 @@ def chdb_http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChdbHttp]:
         yield server
 
 
-@pytest.fixture(scope="session", params=["chdb", "http"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "new_database" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_ways"):
+        chosen = [mark for mark in metafunc.definition.iter_markers("parametrize") if mark.args[0] == "new_database"]
+        if not chosen:
+            metafunc.parametrize("new_database", ["chdb", "http"], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def new_database(request: pytest.FixtureRequest, chdb_http: ChdbHttp) -> Callable[[], str]:
-    """Gives the DSN of a database that does not exist yet. Tests that ask run in process and over HTTP."""
+    """Gives the DSN of a database that does not exist yet: in process, and where a file says `both_ways` over HTTP too."""
 
     def dsn() -> str:
         database = f"test_{uuid.uuid4().hex}"
-        return chdb_http.dsn(database) if request.param == "http" else f"{chdb_dsn(chdb_http.directory)}?database={database}"
+        return (
+            chdb_http.dsn(database)
+            if getattr(request, "param", "chdb") == "http"
+            else f"{chdb_dsn(chdb_http.directory)}?database={database}"
+        )
 
     return dsn
 

@@ -37,10 +37,10 @@ pytestmark = pytest.mark.kafka
 PARTITIONS = 2
 
 
-@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
 async def test_a_vendor_ends_at_the_exact_numbers(
-    timezone: str, kafka: Any, chdb_http: ChdbHttp, tmp_path: Path, request: pytest.FixtureRequest
+    kafka: Any, chdb_http: ChdbHttp, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    timezone = "America/New_York"
     events = request.config.getoption("--vendor-events")
     seed = request.config.getoption("--vendor-seed")
     print(f"seed {seed}")

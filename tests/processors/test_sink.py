@@ -37,6 +37,8 @@ from seatmark.topics import ensure_topics
 from views.migrate import migrate
 from views.store import StoreUnavailable, connect
 
+pytestmark = pytest.mark.both_ways
+
 PARTITIONS = 2
 MS = 1_790_000_000_000
 

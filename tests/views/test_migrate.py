@@ -17,6 +17,8 @@ from views import migrate as migrate_module
 from views.migrate import MIGRATIONS, MigrationRefused, TimezoneChanged, migrate
 from views.store import connect
 
+pytestmark = pytest.mark.both_ways
+
 _CREATED = re.compile(r"^CREATE (?:OR REPLACE )?(TABLE|VIEW|MATERIALIZED VIEW) (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
 
 # What is stored and refused is the same over HTTP, and each migration takes a second or two.

@@ -17,6 +17,8 @@ from schemas.days import DayRow
 from seatmark.chdb_http import ChdbHttp
 from views.store import Store, StoreUnavailable, address_of, chdb_directory, chdb_dsn, connect, named_queries
 
+pytestmark = pytest.mark.both_ways
+
 # What a reader of everything gives each query.
 ALL: dict[str, Any] = {"everyone": True, "customers": []}
 

@@ -21,6 +21,8 @@ from views.migrate import migrate
 from views.raw_log import RawLog
 from views.store import connect
 
+pytestmark = pytest.mark.both_ways
+
 Put = Callable[..., None]
 DayRows = Callable[..., DayRow]
 ActivityRows = Callable[..., ActivityRow]

@@ -18,6 +18,8 @@ from schemas.events import parse_time
 from views.store import Store, connect
 from views.web.app import create_app, serve
 
+pytestmark = pytest.mark.both_ways
+
 Put = Callable[..., None]
 DayRows = Callable[..., DayRow]
 
