@@ -11,8 +11,7 @@ demo: .venv/installed  ## 30 days of a made-up vendor through the whole stack on
 	@$(BIN)/seatmark demo
 
 test: .venv/installed  ## all tests; those that need a real Kafka need Java 17 and mvn, and are skipped without
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not browser" $(ARGS)
-	@$(BIN)/python -m pytest -m browser tests/web
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

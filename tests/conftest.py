@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start brokers and processes first: they take longest, and at the end of a run no process should be left alone
     with one of them while the others have nothing to do.
     """
-    slow = Counter(item.path for item in items if item.get_closest_marker("kafka") or item.get_closest_marker("stack"))
+    slow = Counter(item.path for item in items if any(item.get_closest_marker(name) for name in ("kafka", "stack", "browser")))
     items.sort(key=lambda item: not slow[item.path])
 
 

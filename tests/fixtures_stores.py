@@ -1,7 +1,7 @@
 """Fixtures with ClickHouse databases: in this process, and over HTTP; a plugin that ``tests/conftest.py`` names.
 
-A process can have one engine, so all databases of a session are in one directory, whichever way they are reached. Files about the
-ways themselves are marked `both_ways`; what a query says does not depend on how it was sent.
+A process can have one engine, so all databases of a session are in one directory, whichever way they are reached. Files
+about the ways themselves are marked `both_ways`; what a query says does not depend on how it was sent.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ SCREENSHOTS = Path(__file__).resolve().parents[2] / ".cache" / "screenshots"
 SIZES = {"desk": {"width": 1360, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 
-@pytest.fixture(scope="session")
+# Of this file only: while it runs there is an event loop in the main thread, and asyncio tests could not have theirs.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium. Without it these tests are skipped; in CI they fail."""
     if CHROMIUM is None:
