@@ -15,6 +15,8 @@ from schemas.topics import Topic, catalogue
 
 # Compaction of events would drop events, and a changelog without it would lose state.
 _NUMBERS_DEPEND_ON = "cleanup.policy"
+# How long records are kept is the operator's choice: what the catalogue says is for topics made anew.
+_OPERATORS_CHOICE = "retention.ms"
 # After `seatmark topics`, until all brokers know them.
 _NEW_TOPIC_SECONDS = 5.0
 
@@ -35,7 +37,7 @@ class TopicResult:
 async def ensure_topics(brokers: Brokers, *, prefix: str, partitions: int, replication: int) -> list[TopicResult]:
     """Create the topics that are missing and check the others.
 
-    Raises TopicsWrong: a topic has another number of partitions, or another setting than the catalogue.
+    Raises TopicsWrong: a topic has another number of partitions, or another setting than the catalogue, but for `retention.ms`.
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
     admin = AIOKafkaAdminClient(**brokers.client)
@@ -47,7 +49,9 @@ async def ensure_topics(brokers: Brokers, *, prefix: str, partitions: int, repli
         if missing:
             await _create(admin, missing, prefix, partitions, replication)
         present = [topic for topic in wanted if prefix + topic.name in there]
-        counts = await _check(admin, present, prefix, partitions, lambda setting: True) if present else {}
+        counts = (
+            await _check(admin, present, prefix, partitions, lambda setting: setting != _OPERATORS_CHOICE) if present else {}
+        )
         return [
             TopicResult(prefix + topic.name, counts.get(topic.name, partitions), created=prefix + topic.name not in there)
             for topic in wanted

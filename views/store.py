@@ -7,6 +7,7 @@ has a meaning of its own there (such as #, ? and @) is written as %23, %3F and %
 
 import os
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,6 +218,23 @@ def explained(dsn: str, error: DatabaseError) -> Exception:
             f"cannot open the embedded ClickHouse at {address}: another process has it open, or its directory cannot "
             f"be written ({error})"
         )
+    if (tls := _of_tls(error)) is not None:
+        if isinstance(tls, ssl.SSLCertVerificationError):
+            return StoreUnavailable(
+                f"the certificate of ClickHouse at {address} is not trusted ({tls.verify_message}): give the file of its "
+                "authority in SEATMARK_CLICKHOUSE_DSN, as in `?ca_cert=/etc/ssl/ca.pem`"
+            )
+        return StoreUnavailable(
+            f"ClickHouse at {address} and we do not agree on TLS ({tls.reason}): is that its port for https? Correct "
+            "SEATMARK_CLICKHOUSE_DSN"
+        )
     if isinstance(error, OperationalError) or (type(error) is DatabaseError and error.code is None):
         return StoreUnavailable(f"ClickHouse at {address} does not answer: start it, or correct SEATMARK_CLICKHOUSE_DSN")
+    return error
+
+
+def _of_tls(error: BaseException | None) -> ssl.SSLError | None:
+    """What was wrong with TLS, if that is what an error came from."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
     return error

@@ -82,3 +82,12 @@ async def test_how_long_topics_keep_their_records_is_the_operators_choice(kafka:
         changed = {"retention.ms": "86400000"}
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, prefix + "entitlement-activity", changed)])
     await check_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=2)
+    # `seatmark topics` at the next upgrade has nothing against it either; it has against what it cannot work with.
+    await ensure_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=2, replication=1)
+    async with admin_client(kafka.bootstrap) as admin:
+        too_small = {"retention.ms": "86400000", "max.message.bytes": "1000"}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, prefix + "entitlement-activity", too_small)])
+    with pytest.raises(TopicsWrong) as wrong:
+        await ensure_topics(Brokers(kafka.bootstrap), prefix=prefix, partitions=2, replication=1)
+    [line] = str(wrong.value).splitlines()
+    assert line.startswith(f"{prefix}entitlement-activity: max.message.bytes is 1000, expected 67108864")

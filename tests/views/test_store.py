@@ -1,7 +1,9 @@
 """The store: parameters, threads, and what it says when ClickHouse is not there."""
 
+import contextlib
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -110,6 +113,35 @@ def test_a_wrong_password(chdb_http: ChdbHttp) -> None:
     with pytest.raises(StoreUnavailable, match="refuses the user") as refused:
         connect(dsn)
     assert "geheim" not in str(refused.value)
+
+
+def test_a_certificate_that_nobody_here_trusts() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    def shake_hands() -> None:
+        # Once for each attempt of the client; the last one ends with the server's socket.
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True):
+                    pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        with pytest.raises(StoreUnavailable) as refused:
+            connect(f"https://seatmark:geheim@127.0.0.1:{server.getsockname()[1]}/db")
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert "is not trusted (unable to get local issuer certificate)" in str(refused.value)
+    assert "?ca_cert=/etc/ssl/ca.pem" in str(refused.value)
+    assert "geheim" not in str(refused.value)
+
+
+def test_a_port_without_tls(chdb_http: ChdbHttp) -> None:
+    with pytest.raises(StoreUnavailable, match=r"do not agree on TLS \(WRONG_VERSION_NUMBER\): is that its port for https"):
+        connect(f"https://seatmark:geheim@127.0.0.1:{chdb_http.port}/db")
 
 
 def test_another_process_has_the_directory(chdb_http: ChdbHttp) -> None:
