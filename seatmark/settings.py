@@ -161,8 +161,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=65535,
-        description="port, of all addresses of the machine, on which each part serves `/metrics`, and worker and sink `/livez` and "
-        "`/readyz`; 0: none",
+        description="port, of all addresses of the machine, on which each part serves `/metrics`, and worker and sink `/livez` "
+        "and `/readyz`; 0: none",
     )
     stuck_after: Duration = Field(
         120_000, ge=5000, description="a worker or sink that does not get on for this long, for no reason outside, ends itself"
