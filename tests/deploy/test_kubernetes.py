@@ -232,6 +232,13 @@ def test_every_variable_is_a_setting_and_every_value_is_accepted(objects: list[O
         load_settings(variables)
 
 
+def test_services_give_pods_no_variables_that_are_no_settings(objects: list[Object]) -> None:
+    """The kubelet would give SEATMARK_WEB_SERVICE_HOST and others to every pod, and with them no part starts."""
+    assert {name: pod["spec"].get("enableServiceLinks") for name, pod in pods(objects).items()} == dict.fromkeys(
+        pods(objects), False
+    )
+
+
 def test_the_example_has_every_part(base: list[Object], example: list[Object]) -> None:
     assert set(pods(base)) == {f"seatmark-{part}" for part in ("migrate", "topics", "worker", "sink", "web")}
     assert set(pods(example)) == {*pods(base), "seatmark-collect"}
