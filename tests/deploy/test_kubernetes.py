@@ -212,13 +212,36 @@ def test_custom_resources_have_the_fields_of_their_references(example: list[Obje
         jsonschema.validate(one["spec"], CUSTOM[one["apiVersion"], one["kind"]])
 
 
-@pytest.mark.parametrize("component", sorted(path.name for path in (K8S / "components").iterdir()))
-def test_each_component_builds_by_itself(component: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_out", [{"collect"}, {"pod-monitor"}, {"keda"}, {"sasl-tls"}, {"keda", "sasl-tls"}], ids=sorted)
+def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path: Path) -> None:
     copied = shutil.copytree(K8S, tmp_path / "k8s")
-    overlay = copied / "overlays" / "one"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(f"resources: [../../base]\ncomponents: [../../components/{component}]\n")
-    assert len(built(overlay)) >= len(built(copied / "base"))
+    file = copied / "overlays" / "example" / "kustomization.yaml"
+    overlay = yaml.safe_load(file.read_text())
+    if left_out & {"keda", "sasl-tls"}:
+        left_out = left_out | {"keda-sasl-tls"}
+    overlay["components"] = [path for path in overlay["components"] if Path(path).name not in left_out]
+    file.write_text(yaml.safe_dump(overlay))
+    objects = built(file.parent)
+    assert ("seatmark-collect" in pods(objects)) == ("collect" not in left_out)
+    assert ("seatmark" in of_kind(objects, "PodMonitor")) == ("pod-monitor" not in left_out)
+    signs_in = [name for name, pod in pods(objects).items() if "SEATMARK_KAFKA_USER" in environment(objects, pod)]
+    assert bool(signs_in) == ("sasl-tls" not in left_out)
+    scaled = of_kind(objects, "ScaledObject").values()
+    assert bool(scaled) == ("keda" not in left_out)
+    keda_signs_in = "keda-sasl-tls" not in left_out
+    assert bool(of_kind(objects, "TriggerAuthentication")) == keda_signs_in
+    for one in scaled:
+        [trigger] = one["spec"]["triggers"]
+        assert ("authenticationRef" in trigger) == ({"sasl", "tls"} <= set(trigger["metadata"])) == keda_signs_in
+        assert (
+            trigger["metadata"]["bootstrapServers"]
+            == load_settings(environment(objects, pods(objects)["seatmark-worker"])).brokers
+        )
+
+
+def test_the_example_uses_every_component() -> None:
+    overlay = yaml.safe_load((K8S / "overlays" / "example" / "kustomization.yaml").read_text())
+    assert {Path(path).name for path in overlay["components"]} == {path.name for path in (K8S / "components").iterdir()}
 
 
 # --- Settings
