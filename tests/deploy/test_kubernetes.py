@@ -139,6 +139,11 @@ def pods(objects: list[Object]) -> dict[str, Object]:
     return {name: one["spec"]["template"] for name, one in of_kind(objects, "Deployment", "Job").items()}
 
 
+def run_on(objects: list[Object]) -> set[str]:
+    """The parts that run all the time; people's commands do not."""
+    return set(of_kind(objects, "Deployment")) - {"seatmark-operator"}
+
+
 def container(pod: Object) -> Object:
     [only] = pod["spec"]["containers"]
     found: Object = only
@@ -152,6 +157,8 @@ def environment(objects: list[Object], pod: Object) -> dict[str, str]:
         ("seatmark-clickhouse", "reader-dsn"): "https://seatmark_reader:b2@clickhouse:8443/seatmark",
         ("seatmark-kafka", "user"): "seatmark",
         ("seatmark-kafka", "password"): "c3",
+        ("seatmark-kafka-operator", "user"): "seatmark-operator",
+        ("seatmark-kafka-operator", "password"): "f6",
         ("seatmark-collect", "tokens"): "d4d4d4d4d4d4d4d4,e5e5e5e5e5e5e5e5",
     }
     variables: dict[str, str] = {}
@@ -212,7 +219,9 @@ def test_custom_resources_have_the_fields_of_their_references(example: list[Obje
         jsonschema.validate(one["spec"], CUSTOM[one["apiVersion"], one["kind"]])
 
 
-@pytest.mark.parametrize("left_out", [{"collect"}, {"pod-monitor"}, {"keda"}, {"sasl-tls"}, {"keda", "sasl-tls"}], ids=sorted)
+@pytest.mark.parametrize(
+    "left_out", [{"collect"}, {"operator"}, {"pod-monitor"}, {"keda"}, {"sasl-tls"}, {"keda", "sasl-tls"}], ids=sorted
+)
 def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path: Path) -> None:
     copied = shutil.copytree(K8S, tmp_path / "k8s")
     file = copied / "overlays" / "example" / "kustomization.yaml"
@@ -223,6 +232,7 @@ def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path:
     file.write_text(yaml.safe_dump(overlay))
     objects = built(file.parent)
     assert ("seatmark-collect" in pods(objects)) == ("collect" not in left_out)
+    assert ("seatmark-operator" in pods(objects)) == ("operator" not in left_out)
     assert ("seatmark" in of_kind(objects, "PodMonitor")) == ("pod-monitor" not in left_out)
     signs_in = [name for name, pod in pods(objects).items() if "SEATMARK_KAFKA_USER" in environment(objects, pod)]
     assert bool(signs_in) == ("sasl-tls" not in left_out)
@@ -249,7 +259,10 @@ def test_the_example_uses_every_component() -> None:
 
 def test_every_variable_is_a_setting_and_every_value_is_accepted(objects: list[Object]) -> None:
     for name, pod in pods(objects).items():
-        assert container(pod)["args"] == [name.removeprefix("seatmark-")]
+        if name == "seatmark-operator":
+            assert container(pod)["command"] == ["sleep", "infinity"]
+        else:
+            assert container(pod)["args"] == [name.removeprefix("seatmark-")]
         variables = environment(objects, pod)
         assert all(name.startswith(PREFIX) for name in variables)
         load_settings(variables)
@@ -264,14 +277,14 @@ def test_services_give_pods_no_variables_that_are_no_settings(objects: list[Obje
 
 def test_the_example_has_every_part(base: list[Object], example: list[Object]) -> None:
     assert set(pods(base)) == {f"seatmark-{part}" for part in ("migrate", "topics", "worker", "sink", "web")}
-    assert set(pods(example)) == {*pods(base), "seatmark-collect"}
+    assert set(pods(example)) == {*pods(base), "seatmark-collect", "seatmark-operator"}
 
 
 def test_settings_that_parts_must_agree_on_come_from_one_place(objects: list[Object]) -> None:
     assert len({container(pod)["envFrom"][0]["configMapRef"]["name"] for pod in pods(objects).values()}) == 1
     for pod in pods(objects).values():
         for variable in container(pod).get("env", []):
-            assert re.match("SEATMARK_(CLICKHOUSE_DSN|COLLECT_TOKENS|KAFKA_)", variable["name"])
+            assert re.match("SEATMARK_(CLICKHOUSE_DSN|COLLECT_TOKENS|KAFKA_|URL)", variable["name"])
 
 
 def test_no_secret_is_in_the_files(objects: list[Object]) -> None:
@@ -288,12 +301,13 @@ def test_no_secret_is_in_the_files(objects: list[Object]) -> None:
 
 def test_the_web_reads_and_the_others_write(objects: list[Object]) -> None:
     keys = {
-        name: variable["valueFrom"]["secretKeyRef"]["key"]
+        name.removeprefix("seatmark-"): variable["valueFrom"]["secretKeyRef"]["key"]
         for name, pod in pods(objects).items()
         for variable in container(pod).get("env", [])
         if variable["name"] == "SEATMARK_CLICKHOUSE_DSN"
     }
-    assert keys == {"seatmark-migrate": "writer-dsn", "seatmark-sink": "writer-dsn", "seatmark-web": "reader-dsn"}
+    there = {name.removeprefix("seatmark-") for name in pods(objects)}
+    assert keys == dict.fromkeys(there & {"migrate", "sink", "operator"}, "writer-dsn") | {"web": "reader-dsn"}
 
 
 # --- What belongs together
@@ -309,7 +323,7 @@ def test_selectors_take_the_pods_that_they_are_for_and_no_others(objects: list[O
     for pod in pods(objects).values():
         for spread in pod["spec"].get("topologySpreadConstraints", []):
             assert [template for template in pods(objects).values() if selected(spread["labelSelector"], template)] == [pod]
-    assert set(of_kind(objects, "PodDisruptionBudget")) == set(of_kind(objects, "Deployment"))
+    assert set(of_kind(objects, "PodDisruptionBudget")) == run_on(objects)
 
 
 def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None:
@@ -331,7 +345,7 @@ def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None
 
 
 def test_what_runs_on_is_asked_how_it_is_at_its_own_port(objects: list[Object]) -> None:
-    for name in of_kind(objects, "Deployment"):
+    for name in run_on(objects):
         only = container(pods(objects)[name])
         port = only["ports"][0]["name"]
         paths = {probe: only[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -364,10 +378,16 @@ def test_who_needs_kafka_and_clickhouse_may_reach_them_and_nobody_else(objects: 
 
     there = {name.removeprefix("seatmark-") for name in pods(objects)}
     assert takes("seatmark-to-kafka") == there - {"migrate", "web"}
-    assert takes("seatmark-to-clickhouse") == {"migrate", "sink", "web"}
+    assert takes("seatmark-to-clickhouse") == there & {"migrate", "sink", "web", "operator"}
     assert takes("seatmark-dns") == there
     for part in there & {"web", "collect"}:
         assert takes(f"seatmark-{part}") == {part}
+    if "operator" in there:
+        assert takes("seatmark-operator-to-web") == {"operator"}
+        url = environment(objects, pods(objects)["seatmark-operator"])["SEATMARK_URL"]
+        assert url.removeprefix("http://") in of_kind(objects, "Service")
+        [rule] = policies["seatmark-operator-to-web"]["spec"]["egress"]
+        assert [name for name, pod in pods(objects).items() if selected(rule["to"][0]["podSelector"], pod)] == ["seatmark-web"]
     assert policies["seatmark-default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
@@ -375,6 +395,8 @@ def test_who_may_reach_kafka_signs_in_there(example: list[Object]) -> None:
     """The component `sasl-tls` changes what components before it have made."""
     signs_in = {name for name, pod in pods(example).items() if "SEATMARK_KAFKA_USER" in environment(example, pod)}
     assert signs_in == takes_of(example, "seatmark-to-kafka")
+    users = {name: environment(example, pods(example)[name])["SEATMARK_KAFKA_USER"] for name in signs_in}
+    assert users == dict.fromkeys(signs_in, "seatmark") | {"seatmark-operator": "seatmark-operator"}
 
 
 def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> None:
@@ -389,8 +411,8 @@ def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> No
     assert named == ports
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] == "metrics"
-    deployments = of_kind(example, "Deployment")
-    assert takes_of(example, "seatmark-metrics") == set(deployments)
+    deployments = run_on(example)
+    assert takes_of(example, "seatmark-metrics") == deployments
     # Jobs are called as in deploy/prometheus.
     [relabeling] = endpoint["relabelings"]
     assert relabeling["targetLabel"] == "job"
