@@ -249,6 +249,25 @@ def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path:
         )
 
 
+def test_the_patches_of_the_documentation_change_what_they_say(tmp_path: Path) -> None:
+    copied = shutil.copytree(K8S, tmp_path / "k8s")
+    file = copied / "overlays" / "example" / "kustomization.yaml"
+    overlay = yaml.safe_load(file.read_text())
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "kubernetes.md").read_text(), flags=re.M | re.S)
+    overlay["patches"] += [patch for block in blocks for patch in yaml.safe_load(block)["patches"]]
+    file.write_text(yaml.safe_dump(overlay))
+    objects = built(file.parent)
+    policies = of_kind(objects, "NetworkPolicy")
+    for name, block, port in (("kafka", "10.1.0.0/24", 9094), ("clickhouse", "10.2.0.0/24", 9440)):
+        assert policies[f"seatmark-to-{name}"]["spec"]["egress"] == [
+            {"to": [{"ipBlock": {"cidr": block}}], "ports": [{"protocol": "TCP", "port": port}]}
+        ]
+    assert of_kind(objects, "ServiceAccount")["seatmark"]["imagePullSecrets"] == [{"name": "registry"}]
+    for one in objects:
+        if (one["apiVersion"], one["kind"]) not in CUSTOM:
+            kubernetes_validate.validate(one, KUBERNETES[-1], strict=True)
+
+
 def test_the_example_uses_every_component() -> None:
     overlay = yaml.safe_load((K8S / "overlays" / "example" / "kustomization.yaml").read_text())
     assert {Path(path).name for path in overlay["components"]} == {path.name for path in (K8S / "components").iterdir()}
