@@ -17,6 +17,7 @@ from processors.topics import worker_group
 from schemas.topics import catalogue
 from seatmark.settings import PREFIX, Settings, load_settings
 from tests.prometheus import CONFIG as PROMETHEUS
+from tests.prometheus import RULES
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
@@ -41,6 +42,8 @@ _POLICIES = {
 }
 _BEHAVIOUR = _only({"stabilizationWindowSeconds": {"type": "integer", "minimum": 0, "maximum": 3600}, "policies": _POLICIES})
 _RELABELING = _only({"sourceLabels": {"type": "array", "items": _TEXT}, "targetLabel": _TEXT, "replacement": _TEXT})
+_RULE = _only({"alert": _TEXT, "expr": _TEXT, "labels": {"type": "object"}, "annotations": {"type": "object"}}, {"for": _TEXT})
+_RULES = _only({"name": _TEXT, "rules": {"type": "array", "items": _RULE}})
 CUSTOM = {
     ("monitoring.coreos.com/v1", "PodMonitor"): _only(
         {
@@ -53,6 +56,7 @@ CUSTOM = {
             },
         }
     ),
+    ("monitoring.coreos.com/v1", "PrometheusRule"): _only({"groups": {"type": "array", "items": _RULES}}),
     ("keda.sh/v1alpha1", "ScaledObject"): _only(
         {
             "scaleTargetRef": _only({"name": _TEXT}),
@@ -213,14 +217,14 @@ def test_kubernetes_knows_every_field(objects: list[Object], version: str) -> No
 
 def test_custom_resources_have_the_fields_of_their_references(example: list[Object]) -> None:
     custom = [one for one in example if (one["apiVersion"], one["kind"]) in CUSTOM]
-    assert {one["kind"] for one in custom} == {"PodMonitor", "ScaledObject", "TriggerAuthentication"}
+    assert {one["kind"] for one in custom} == {"PodMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
     for one in custom:
         assert set(one) == {"apiVersion", "kind", "metadata", "spec"}
         jsonschema.validate(one["spec"], CUSTOM[one["apiVersion"], one["kind"]])
 
 
 @pytest.mark.parametrize(
-    "left_out", [{"collect"}, {"operator"}, {"pod-monitor"}, {"keda"}, {"sasl-tls"}, {"keda", "sasl-tls"}], ids=sorted
+    "left_out", [{"collect"}, {"operator"}, {"pod-monitor", "alerts"}, {"keda"}, {"sasl-tls"}, {"keda", "sasl-tls"}], ids=sorted
 )
 def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path: Path) -> None:
     copied = shutil.copytree(K8S, tmp_path / "k8s")
@@ -240,6 +244,7 @@ def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path:
     assert bool(scaled) == ("keda" not in left_out)
     keda_signs_in = "keda-sasl-tls" not in left_out
     assert bool(of_kind(objects, "TriggerAuthentication")) == keda_signs_in
+    assert bool(of_kind(objects, "PrometheusRule")) == ("alerts" not in left_out)
     for one in scaled:
         [trigger] = one["spec"]["triggers"]
         assert ("authenticationRef" in trigger) == ({"sasl", "tls"} <= set(trigger["metadata"])) == keda_signs_in
@@ -262,6 +267,8 @@ def test_the_patches_of_the_documentation_change_what_they_say(tmp_path: Path) -
         assert policies[f"seatmark-to-{name}"]["spec"]["egress"] == [
             {"to": [{"ipBlock": {"cidr": block}}], "ports": [{"protocol": "TCP", "port": port}]}
         ]
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert of_kind(objects, kind)["seatmark"]["metadata"]["labels"]["release"] == "kube-prometheus-stack"
     assert of_kind(objects, "ServiceAccount")["seatmark"]["imagePullSecrets"] == [{"name": "registry"}]
     for one in objects:
         if (one["apiVersion"], one["kind"]) not in CUSTOM:
@@ -442,7 +449,14 @@ def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> No
         for key, value in pods(example)[name]["metadata"]["labels"].items()
         if re.sub(r"\W", "_", key) == label
     }
-    assert jobs == {job["job_name"] for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]} - {"clickhouse"}
+    assert jobs == {job["job_name"] for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]} - {
+        "seatmark-clickhouse"
+    }
+
+
+def test_the_alerts_are_those_of_prometheus(example: list[Object]) -> None:
+    [rules] = of_kind(example, "PrometheusRule").values()
+    assert rules["spec"] == yaml.safe_load(RULES.read_text()), "components/alerts/kustomization.yaml says how to make it anew"
 
 
 def test_keda_looks_at_the_workers_backlog_and_starts_no_more_than_there_are_partitions(example: list[Object]) -> None:
