@@ -17,6 +17,7 @@ from processors.topics import worker_group
 from schemas.topics import catalogue
 from seatmark.settings import PREFIX, Settings, load_settings
 from tests.prometheus import CONFIG as PROMETHEUS
+from tests.prometheus import RULES
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
@@ -41,6 +42,8 @@ _POLICIES = {
 }
 _BEHAVIOUR = _only({"stabilizationWindowSeconds": {"type": "integer", "minimum": 0, "maximum": 3600}, "policies": _POLICIES})
 _RELABELING = _only({"sourceLabels": {"type": "array", "items": _TEXT}, "targetLabel": _TEXT, "replacement": _TEXT})
+_RULE = _only({"alert": _TEXT, "expr": _TEXT, "labels": {"type": "object"}, "annotations": {"type": "object"}}, {"for": _TEXT})
+_RULES = _only({"name": _TEXT, "rules": {"type": "array", "items": _RULE}})
 CUSTOM = {
     ("monitoring.coreos.com/v1", "PodMonitor"): _only(
         {
@@ -53,6 +56,7 @@ CUSTOM = {
             },
         }
     ),
+    ("monitoring.coreos.com/v1", "PrometheusRule"): _only({"groups": {"type": "array", "items": _RULES}}),
     ("keda.sh/v1alpha1", "ScaledObject"): _only(
         {
             "scaleTargetRef": _only({"name": _TEXT}),
@@ -139,6 +143,11 @@ def pods(objects: list[Object]) -> dict[str, Object]:
     return {name: one["spec"]["template"] for name, one in of_kind(objects, "Deployment", "Job").items()}
 
 
+def run_on(objects: list[Object]) -> set[str]:
+    """The parts that run all the time; people's commands do not."""
+    return set(of_kind(objects, "Deployment")) - {"seatmark-operator"}
+
+
 def container(pod: Object) -> Object:
     [only] = pod["spec"]["containers"]
     found: Object = only
@@ -152,6 +161,8 @@ def environment(objects: list[Object], pod: Object) -> dict[str, str]:
         ("seatmark-clickhouse", "reader-dsn"): "https://seatmark_reader:b2@clickhouse:8443/seatmark",
         ("seatmark-kafka", "user"): "seatmark",
         ("seatmark-kafka", "password"): "c3",
+        ("seatmark-kafka-operator", "user"): "seatmark-operator",
+        ("seatmark-kafka-operator", "password"): "f6",
         ("seatmark-collect", "tokens"): "d4d4d4d4d4d4d4d4,e5e5e5e5e5e5e5e5",
     }
     variables: dict[str, str] = {}
@@ -206,19 +217,67 @@ def test_kubernetes_knows_every_field(objects: list[Object], version: str) -> No
 
 def test_custom_resources_have_the_fields_of_their_references(example: list[Object]) -> None:
     custom = [one for one in example if (one["apiVersion"], one["kind"]) in CUSTOM]
-    assert {one["kind"] for one in custom} == {"PodMonitor", "ScaledObject", "TriggerAuthentication"}
+    assert {one["kind"] for one in custom} == {"PodMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
     for one in custom:
         assert set(one) == {"apiVersion", "kind", "metadata", "spec"}
         jsonschema.validate(one["spec"], CUSTOM[one["apiVersion"], one["kind"]])
 
 
-@pytest.mark.parametrize("component", sorted(path.name for path in (K8S / "components").iterdir()))
-def test_each_component_builds_by_itself(component: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "left_out", [{"collect"}, {"operator"}, {"pod-monitor", "alerts"}, {"keda"}, {"sasl-tls"}, {"keda", "sasl-tls"}], ids=sorted
+)
+def test_components_may_be_left_out_of_the_example(left_out: set[str], tmp_path: Path) -> None:
     copied = shutil.copytree(K8S, tmp_path / "k8s")
-    overlay = copied / "overlays" / "one"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(f"resources: [../../base]\ncomponents: [../../components/{component}]\n")
-    assert len(built(overlay)) >= len(built(copied / "base"))
+    file = copied / "overlays" / "example" / "kustomization.yaml"
+    overlay = yaml.safe_load(file.read_text())
+    if left_out & {"keda", "sasl-tls"}:
+        left_out = left_out | {"keda-sasl-tls"}
+    overlay["components"] = [path for path in overlay["components"] if Path(path).name not in left_out]
+    file.write_text(yaml.safe_dump(overlay))
+    objects = built(file.parent)
+    assert ("seatmark-collect" in pods(objects)) == ("collect" not in left_out)
+    assert ("seatmark-operator" in pods(objects)) == ("operator" not in left_out)
+    assert ("seatmark" in of_kind(objects, "PodMonitor")) == ("pod-monitor" not in left_out)
+    signs_in = [name for name, pod in pods(objects).items() if "SEATMARK_KAFKA_USER" in environment(objects, pod)]
+    assert bool(signs_in) == ("sasl-tls" not in left_out)
+    scaled = of_kind(objects, "ScaledObject").values()
+    assert bool(scaled) == ("keda" not in left_out)
+    keda_signs_in = "keda-sasl-tls" not in left_out
+    assert bool(of_kind(objects, "TriggerAuthentication")) == keda_signs_in
+    assert bool(of_kind(objects, "PrometheusRule")) == ("alerts" not in left_out)
+    for one in scaled:
+        [trigger] = one["spec"]["triggers"]
+        assert ("authenticationRef" in trigger) == ({"sasl", "tls"} <= set(trigger["metadata"])) == keda_signs_in
+        assert (
+            trigger["metadata"]["bootstrapServers"]
+            == load_settings(environment(objects, pods(objects)["seatmark-worker"])).brokers
+        )
+
+
+def test_the_patches_of_the_documentation_change_what_they_say(tmp_path: Path) -> None:
+    copied = shutil.copytree(K8S, tmp_path / "k8s")
+    file = copied / "overlays" / "example" / "kustomization.yaml"
+    overlay = yaml.safe_load(file.read_text())
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "kubernetes.md").read_text(), flags=re.M | re.S)
+    overlay["patches"] += [patch for block in blocks for patch in yaml.safe_load(block)["patches"]]
+    file.write_text(yaml.safe_dump(overlay))
+    objects = built(file.parent)
+    policies = of_kind(objects, "NetworkPolicy")
+    for name, block, port in (("kafka", "10.1.0.0/24", 9094), ("clickhouse", "10.2.0.0/24", 9440)):
+        assert policies[f"seatmark-to-{name}"]["spec"]["egress"] == [
+            {"to": [{"ipBlock": {"cidr": block}}], "ports": [{"protocol": "TCP", "port": port}]}
+        ]
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert of_kind(objects, kind)["seatmark"]["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    assert of_kind(objects, "ServiceAccount")["seatmark"]["imagePullSecrets"] == [{"name": "registry"}]
+    for one in objects:
+        if (one["apiVersion"], one["kind"]) not in CUSTOM:
+            kubernetes_validate.validate(one, KUBERNETES[-1], strict=True)
+
+
+def test_the_example_uses_every_component() -> None:
+    overlay = yaml.safe_load((K8S / "overlays" / "example" / "kustomization.yaml").read_text())
+    assert {Path(path).name for path in overlay["components"]} == {path.name for path in (K8S / "components").iterdir()}
 
 
 # --- Settings
@@ -226,22 +285,32 @@ def test_each_component_builds_by_itself(component: str, tmp_path: Path) -> None
 
 def test_every_variable_is_a_setting_and_every_value_is_accepted(objects: list[Object]) -> None:
     for name, pod in pods(objects).items():
-        assert container(pod)["args"] == [name.removeprefix("seatmark-")]
+        if name == "seatmark-operator":
+            assert container(pod)["command"] == ["sleep", "infinity"]
+        else:
+            assert container(pod)["args"] == [name.removeprefix("seatmark-")]
         variables = environment(objects, pod)
         assert all(name.startswith(PREFIX) for name in variables)
         load_settings(variables)
 
 
+def test_services_give_pods_no_variables_that_are_no_settings(objects: list[Object]) -> None:
+    """The kubelet would give SEATMARK_WEB_SERVICE_HOST and others to every pod, and with them no part starts."""
+    assert {name: pod["spec"].get("enableServiceLinks") for name, pod in pods(objects).items()} == dict.fromkeys(
+        pods(objects), False
+    )
+
+
 def test_the_example_has_every_part(base: list[Object], example: list[Object]) -> None:
     assert set(pods(base)) == {f"seatmark-{part}" for part in ("migrate", "topics", "worker", "sink", "web")}
-    assert set(pods(example)) == {*pods(base), "seatmark-collect"}
+    assert set(pods(example)) == {*pods(base), "seatmark-collect", "seatmark-operator"}
 
 
 def test_settings_that_parts_must_agree_on_come_from_one_place(objects: list[Object]) -> None:
     assert len({container(pod)["envFrom"][0]["configMapRef"]["name"] for pod in pods(objects).values()}) == 1
     for pod in pods(objects).values():
         for variable in container(pod).get("env", []):
-            assert re.match("SEATMARK_(CLICKHOUSE_DSN|COLLECT_TOKENS|KAFKA_)", variable["name"])
+            assert re.match("SEATMARK_(CLICKHOUSE_DSN|COLLECT_TOKENS|KAFKA_|URL)", variable["name"])
 
 
 def test_no_secret_is_in_the_files(objects: list[Object]) -> None:
@@ -258,12 +327,13 @@ def test_no_secret_is_in_the_files(objects: list[Object]) -> None:
 
 def test_the_web_reads_and_the_others_write(objects: list[Object]) -> None:
     keys = {
-        name: variable["valueFrom"]["secretKeyRef"]["key"]
+        name.removeprefix("seatmark-"): variable["valueFrom"]["secretKeyRef"]["key"]
         for name, pod in pods(objects).items()
         for variable in container(pod).get("env", [])
         if variable["name"] == "SEATMARK_CLICKHOUSE_DSN"
     }
-    assert keys == {"seatmark-migrate": "writer-dsn", "seatmark-sink": "writer-dsn", "seatmark-web": "reader-dsn"}
+    there = {name.removeprefix("seatmark-") for name in pods(objects)}
+    assert keys == dict.fromkeys(there & {"migrate", "sink", "operator"}, "writer-dsn") | {"web": "reader-dsn"}
 
 
 # --- What belongs together
@@ -279,7 +349,7 @@ def test_selectors_take_the_pods_that_they_are_for_and_no_others(objects: list[O
     for pod in pods(objects).values():
         for spread in pod["spec"].get("topologySpreadConstraints", []):
             assert [template for template in pods(objects).values() if selected(spread["labelSelector"], template)] == [pod]
-    assert set(of_kind(objects, "PodDisruptionBudget")) == set(of_kind(objects, "Deployment"))
+    assert set(of_kind(objects, "PodDisruptionBudget")) == run_on(objects)
 
 
 def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None:
@@ -301,7 +371,7 @@ def test_ports_are_those_that_the_parts_listen_on(objects: list[Object]) -> None
 
 
 def test_what_runs_on_is_asked_how_it_is_at_its_own_port(objects: list[Object]) -> None:
-    for name in of_kind(objects, "Deployment"):
+    for name in run_on(objects):
         only = container(pods(objects)[name])
         port = only["ports"][0]["name"]
         paths = {probe: only[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -334,10 +404,16 @@ def test_who_needs_kafka_and_clickhouse_may_reach_them_and_nobody_else(objects: 
 
     there = {name.removeprefix("seatmark-") for name in pods(objects)}
     assert takes("seatmark-to-kafka") == there - {"migrate", "web"}
-    assert takes("seatmark-to-clickhouse") == {"migrate", "sink", "web"}
+    assert takes("seatmark-to-clickhouse") == there & {"migrate", "sink", "web", "operator"}
     assert takes("seatmark-dns") == there
     for part in there & {"web", "collect"}:
         assert takes(f"seatmark-{part}") == {part}
+    if "operator" in there:
+        assert takes("seatmark-operator-to-web") == {"operator"}
+        url = environment(objects, pods(objects)["seatmark-operator"])["SEATMARK_URL"]
+        assert url.removeprefix("http://") in of_kind(objects, "Service")
+        [rule] = policies["seatmark-operator-to-web"]["spec"]["egress"]
+        assert [name for name, pod in pods(objects).items() if selected(rule["to"][0]["podSelector"], pod)] == ["seatmark-web"]
     assert policies["seatmark-default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
@@ -345,6 +421,8 @@ def test_who_may_reach_kafka_signs_in_there(example: list[Object]) -> None:
     """The component `sasl-tls` changes what components before it have made."""
     signs_in = {name for name, pod in pods(example).items() if "SEATMARK_KAFKA_USER" in environment(example, pod)}
     assert signs_in == takes_of(example, "seatmark-to-kafka")
+    users = {name: environment(example, pods(example)[name])["SEATMARK_KAFKA_USER"] for name in signs_in}
+    assert users == dict.fromkeys(signs_in, "seatmark") | {"seatmark-operator": "seatmark-operator"}
 
 
 def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> None:
@@ -359,8 +437,8 @@ def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> No
     assert named == ports
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] == "metrics"
-    deployments = of_kind(example, "Deployment")
-    assert takes_of(example, "seatmark-metrics") == set(deployments)
+    deployments = run_on(example)
+    assert takes_of(example, "seatmark-metrics") == deployments
     # Jobs are called as in deploy/prometheus.
     [relabeling] = endpoint["relabelings"]
     assert relabeling["targetLabel"] == "job"
@@ -371,7 +449,14 @@ def test_named_ports_of_policies_and_monitors_exist(example: list[Object]) -> No
         for key, value in pods(example)[name]["metadata"]["labels"].items()
         if re.sub(r"\W", "_", key) == label
     }
-    assert jobs == {job["job_name"] for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]} - {"clickhouse"}
+    assert jobs == {job["job_name"] for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]} - {
+        "seatmark-clickhouse"
+    }
+
+
+def test_the_alerts_are_those_of_prometheus(example: list[Object]) -> None:
+    [rules] = of_kind(example, "PrometheusRule").values()
+    assert rules["spec"] == yaml.safe_load(RULES.read_text()), "components/alerts/kustomization.yaml says how to make it anew"
 
 
 def test_keda_looks_at_the_workers_backlog_and_starts_no_more_than_there_are_partitions(example: list[Object]) -> None:
