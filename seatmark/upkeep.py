@@ -45,6 +45,7 @@ class NotRestated(Explained):
 @asynccontextmanager
 async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     """A `processors.restate.Restater` on the store and the topic of the settings."""
+    from processors.brokers import ended_in_time
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
@@ -78,7 +79,7 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
             await producer.start()
             yield restater
         finally:
-            await producer.stop()
+            await ended_in_time(producer.stop(), "the sending of corrections")
             restater.close()
 
 

@@ -449,6 +449,33 @@ async def test_a_sink_can_be_stopped_while_clickhouse_is_away(deployment: Deploy
     assert await deployment.committed(ACTIVITY) is None
 
 
+@pytest.mark.parametrize("silent", ["committed", "commit", "stop"])
+async def test_a_sink_can_be_stopped_while_kafka_is_away(
+    silent: str, deployment: Deployment, entitlement: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Event()
+
+    async def for_ever(*_: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("processors.brokers.STOP_SECONDS", 0.01)
+    await deployment.send_activity(entitlement, range(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(f"processors.sink.AIOKafkaConsumer.{silent}", for_ever)
+        sink = deployment.sink()
+        async with running(sink):
+            if silent == "stop":
+                await stored(sink, deployment.ends)
+            else:
+                await asked.wait()
+    # Of what was only asked, nothing is left to wait for.
+    told = {"committed": [], "commit": ["the commit of offsets"], "stop": ["the sink's leaving of its group"]}[silent]
+    said = [record.getMessage() for record in caplog.records if record.name == "processors.brokers"]
+    assert len(said) == len(told)
+    assert all(line.startswith(what) for line, what in zip(said, told, strict=True))
+
+
 async def test_what_was_gathered_is_stored_when_the_sink_is_stopped(
     deployment: Deployment, client: Client, entitlement: str
 ) -> None:
