@@ -459,7 +459,7 @@ async def test_a_sink_can_be_stopped_while_kafka_is_away(
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("processors.brokers.STOP_SECONDS", 0.01)
+    monkeypatch.setattr("processors.brokers.STOP_SECONDS", 1.0)
     await deployment.send_activity(entitlement, range(3))
     with monkeypatch.context() as patched:
         patched.setattr(f"processors.sink.AIOKafkaConsumer.{silent}", for_ever)
