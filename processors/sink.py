@@ -602,14 +602,14 @@ class _Writer:
             try:
                 await self._call(self._ask)
             except Exception as error:
-                logger.warning("ClickHouse does not answer, the next question is in %.0f s: %s", _ASK_SECONDS, loggable(error))
+                logger.warning("ClickHouse cannot be used, the next question is in %.0f s: %s", _ASK_SECONDS, loggable(error))
             await asyncio.sleep(_ASK_SECONDS)
 
     def observe(self) -> tuple[Check, bool]:
         """Whether ClickHouse answers, and whether it is waited for."""
         now = time.monotonic()
         if self._trouble is not None:
-            return Check(False, f"does not answer: {self._trouble}"), True
+            return Check(False, f"cannot be used: {self._trouble}"), True
         calling = 0.0 if self._calling_since is None else now - self._calling_since
         if calling > _SLOW_SECONDS:
             return Check(False, f"has not answered for {calling:.0f} s"), True
@@ -623,7 +623,9 @@ class _Writer:
                 await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
                 self._trouble = None
             except Exception as error:
-                self._trouble = f"{type(error).__name__}, the log says more"
+                # Of the others only the kind: what they quote need not be shown to everybody.
+                told = isinstance(error, Explained)
+                self._trouble = str(error) if told else f"{type(error).__name__}, the log says more"
                 raise
             finally:
                 self._calling_since = None

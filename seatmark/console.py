@@ -127,7 +127,7 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     )
     logging.basicConfig(level="DEBUG" if level == "DEBUG" else "WARNING", handlers=[handler])
     logging.captureWarnings(True)
-    for package in ("processors", "seatmark", "views"):
+    for package in ("connectors", "processors", "seatmark", "views"):
         logging.getLogger(package).setLevel(level)
     if level == "DEBUG":
         # It would show its requests, those with passwords and tokens too.
@@ -135,6 +135,9 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     else:
         # Faust's services log under the names of our subclasses.
         logging.getLogger("processors.batching").setLevel("WARNING")
+        # Each question that ClickHouse does not answer would be two more lines, without what to do; ours say that.
+        for library in ("urllib3", "clickhouse_connect"):
+            logging.getLogger(library).setLevel("ERROR")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -171,9 +171,12 @@ async def _again_and_again(run: Callable[[], Coroutine[Any, Any, None]], pause_m
             await run()
         except TimezoneChanged:
             raise
-        except Exception:
+        except Exception as error:
             metrics.UPKEEP_FAILURES.labels(what).inc()
-            logger.exception("the %s failed; the next attempt is in %.0f s", what, pause_ms / 1000)
+            if isinstance(error, Explained):
+                logger.error("the %s failed; the next attempt is in %.0f s: %s", what, pause_ms / 1000, error)
+            else:
+                logger.exception("the %s failed; the next attempt is in %.0f s", what, pause_ms / 1000)
             await _set_within(stop, pause_ms)
 
 

@@ -57,6 +57,8 @@ def test_json_lines_have_time_level_logger_text_and_known_context(configured: Ca
     logger.warning("%d records\nare gone", 3, extra={"topic": "t", "partition": 1, "offset": 7, "color_message": "x"})
     logging.getLogger("aiokafka").info("libraries say only warnings")
     logging.getLogger("aiokafka").warning("like this")
+    logging.getLogger("urllib3.connectionpool").warning("Retrying")
+    logging.getLogger("clickhouse_connect.driver.httpclient").warning("Unexpected Http Driver Exception")
     first, second = map(json.loads, stderr.getvalue().splitlines())
     assert first.pop("timestamp").endswith("Z")
     said = {"event": "3 records\nare gone", "level": "warning", "logger": "processors.test"}
