@@ -5,6 +5,7 @@ the answer says which and why. Sent again with the same ids it changes nothing, 
 """
 
 import hmac
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from starlette.routing import Mount, Route
 from connectors import metrics
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
+
+logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_EVENTS = 5_000
@@ -76,10 +79,19 @@ def collector_app(send: Send, tokens: Sequence[str], brokers_answer: Callable[[]
     def livez(_: Request) -> Response:
         return Response('{"status":"alive"}', media_type="application/json")
 
+    was_ready = True
+
     async def readyz(_: Request) -> Response:
-        if await brokers_answer():
+        nonlocal was_ready
+        ready, silent = await brokers_answer(), "the Kafka brokers do not answer"
+        if was_ready and not ready:
+            logger.warning("not ready: %s", silent)
+        elif ready and not was_ready:
+            logger.info("ready again")
+        was_ready = ready
+        if ready:
             return Response('{"status":"ready"}', media_type="application/json")
-        return _answer(_Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the Kafka brokers do not answer"))
+        return _answer(_Problem(HTTPStatus.SERVICE_UNAVAILABLE, silent))
 
     return Starlette(
         routes=[

@@ -1,16 +1,22 @@
 """Where the Kafka brokers are and how to sign in there: what every client of theirs is made with."""
 
+import asyncio
+import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 
-from schemas.errors import Explained
+from schemas.errors import Explained, loggable
+
+logger = logging.getLogger(__name__)
 
 _CONNECT_MS = 2000
+# Supervisors wait for 30 s before they kill.
+STOP_SECONDS = 10.0
 
 
 class AccessRefused(Explained):
@@ -54,6 +60,27 @@ class Brokers:
             else:
                 connection.close()
                 return
+
+
+async def ended_in_time(work: Awaitable[object], what: str) -> bool:
+    """Wait for the last that a client has to do, and not for ever, as aiokafka does where brokers are away.
+
+    what: names it, in the log. Gives whether it was done; whatever else came of it is in the log.
+    """
+    ending = asyncio.ensure_future(work)
+    # Not a timeout: what it cancels may go on all the same.
+    await asyncio.wait({ending}, timeout=STOP_SECONDS)
+    if not ending.done():
+        ending.cancel()
+        logger.warning("%s was not waited for: it had not ended %.0f s after the stop", what, STOP_SECONDS)
+        return False
+    if ending.cancelled():
+        logger.warning("%s was not waited for: what it waits for has broken off", what)
+        return False
+    if (error := ending.exception()) is not None:
+        logger.warning("%s did not come about: %s", what, loggable(error))
+        return False
+    return True
 
 
 def _why_refused(error: BaseException, mechanism: str | None) -> str:

@@ -18,7 +18,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -33,7 +33,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ProgrammingError
 
 from processors import metrics
-from processors.brokers import Brokers
+from processors.brokers import Brokers, ended_in_time
 from processors.health import Check
 from processors.progress import Observation
 from schemas.activity import (
@@ -431,18 +431,24 @@ class Sink:
             else:
                 consumer.subscribe(list(self._topics), listener=_Listener(self._on_assignment))
             while not stop.is_set():
-                await self._note_what_was_stored_before(consumer)
+                if not await _done_unless_stopped(self._note_what_was_stored_before(consumer), stop):
+                    # Nothing was read since: there is nothing to wait for.
+                    return
                 self._partitions = frozenset(
                     place.partition for place in consumer.assignment() if self._topics[place.topic] == ACTIVITY
                 )
                 batch, unreadable = await self._gather(consumer, stop)
                 if batch.next_offsets and await self._store(batch, stop):
-                    await self._commit(consumer, batch)
+                    committing = asyncio.ensure_future(self._commit(consumer, batch))
+                    if not await _done_unless_stopped(asyncio.shield(committing), stop):
+                        await ended_in_time(
+                            committing, "the commit of offsets (what they stand for is stored, and will be again)"
+                        )
                 if unreadable is not None:
                     raise unreadable
         finally:
             asking.cancel()
-            await consumer.stop()
+            await ended_in_time(consumer.stop(), "the sink's leaving of its group")
             await self._writer.close()
 
     def _on_assignment(self, assigned: int | None) -> None:
@@ -596,14 +602,14 @@ class _Writer:
             try:
                 await self._call(self._ask)
             except Exception as error:
-                logger.warning("ClickHouse does not answer, the next question is in %.0f s: %s", _ASK_SECONDS, loggable(error))
+                logger.warning("ClickHouse cannot be used, the next question is in %.0f s: %s", _ASK_SECONDS, loggable(error))
             await asyncio.sleep(_ASK_SECONDS)
 
     def observe(self) -> tuple[Check, bool]:
         """Whether ClickHouse answers, and whether it is waited for."""
         now = time.monotonic()
         if self._trouble is not None:
-            return Check(False, f"does not answer: {self._trouble}"), True
+            return Check(False, f"cannot be used: {self._trouble}"), True
         calling = 0.0 if self._calling_since is None else now - self._calling_since
         if calling > _SLOW_SECONDS:
             return Check(False, f"has not answered for {calling:.0f} s"), True
@@ -617,7 +623,9 @@ class _Writer:
                 await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
                 self._trouble = None
             except Exception as error:
-                self._trouble = f"{type(error).__name__}, the log says more"
+                # Of the others only the kind: what they quote need not be shown to everybody.
+                told = isinstance(error, Explained)
+                self._trouble = str(error) if told else f"{type(error).__name__}, the log says more"
                 raise
             finally:
                 self._calling_since = None
@@ -659,6 +667,21 @@ class _Writer:
 
 def _places(batch: Batch) -> str:
     return ", ".join(f"{place.topic}[{place.partition}] up to offset {end - 1}" for place, end in batch.next_offsets.items())
+
+
+async def _done_unless_stopped(work: Awaitable[None], stop: asyncio.Event) -> bool:
+    """Whether it was done before `stop` was set; it is cancelled else. Raises what it raises."""
+    working = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        working.cancel()
+        stopped.cancel()
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:

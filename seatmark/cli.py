@@ -228,7 +228,8 @@ def collect() -> None:
     async def take(stop: asyncio.Event) -> None:
         async with open_collector(settings) as (send, brokers_answer):
             collector = collector_app(send, tokens.split(","), brokers_answer)
-            await listen(collector, settings.collect_host, settings.collect_port, stop)
+            host, port = settings.collect_host, settings.collect_port
+            await listen(collector, host, port, stop, settings="SEATMARK_COLLECT")
 
     with served(None, settings.metrics_port) if settings.metrics_port else nullcontext():
         run_until_stopped(take)

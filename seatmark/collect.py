@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from aiokafka.errors import KafkaError
 
 from connectors.http import NotSent, Send
+from processors.brokers import ended_in_time
 from processors.topics import Topics
 from schemas.events import Event
 from schemas.personal import with_truncated_ip
@@ -25,6 +26,7 @@ async def open_collector(settings: Settings) -> AsyncIterator[tuple[Send, Callab
 
     Raises processors.brokers.AccessRefused.
     Raises aiokafka.errors.KafkaError: the brokers cannot be reached.
+    Raises connectors.http.NotSent, when this is left: some events were not acknowledged.
     """
     topic = Topics(settings.topic_prefix).events
     truncates = settings.ip_truncation == "on"
@@ -55,4 +57,9 @@ async def open_collector(settings: Settings) -> AsyncIterator[tuple[Send, Callab
     try:
         yield send, brokers_answer
     finally:
-        await producer.stop()
+        stopped = await ended_in_time(producer.stop(), "the brokers' acknowledgement of events")
+    if not stopped:
+        raise NotSent(
+            "the collector was stopped with events that the Kafka brokers had not acknowledged. No sender was told that "
+            "they had: each is to send its request again"
+        )

@@ -4,8 +4,10 @@ import asyncio
 import csv
 import json
 import logging
+import math
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from enum import StrEnum
@@ -88,6 +90,8 @@ def _cell(value: Any) -> str:
 _JSON = "json"
 # What a log line may say beside its text; libraries add things of their own.
 _CONTEXT = ("topic", "partition", "offset", "entitlement", "element", "table")
+# While brokers are away aiokafka says so hundreds of times a second.
+_REPEAT_SECONDS = 30.0
 _OF_A_FENCE = {"ProducerFenced", "InvalidProducerEpoch"}
 
 
@@ -108,6 +112,8 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     handler = logging.StreamHandler(sys.stderr)
     handler.name = _JSON if as_json else "text"
     handler.addFilter(_is_news)
+    if level != "DEBUG":
+        handler.addFilter(_Seldom("aiokafka", _REPEAT_SECONDS))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
@@ -121,7 +127,7 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     )
     logging.basicConfig(level="DEBUG" if level == "DEBUG" else "WARNING", handlers=[handler])
     logging.captureWarnings(True)
-    for package in ("processors", "seatmark", "views"):
+    for package in ("connectors", "processors", "seatmark", "views"):
         logging.getLogger(package).setLevel(level)
     if level == "DEBUG":
         # It would show its requests, those with passwords and tokens too.
@@ -129,6 +135,9 @@ def configure_logging(level: str, format: Literal["auto", "json", "text"] = "tex
     else:
         # Faust's services log under the names of our subclasses.
         logging.getLogger("processors.batching").setLevel("WARNING")
+        # Each question that ClickHouse does not answer would be two more lines, without what to do; ours say that.
+        for library in ("urllib3", "clickhouse_connect"):
+            logging.getLogger(library).setLevel("ERROR")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -136,6 +145,30 @@ def _is_news(record: logging.LogRecord) -> bool:
     left_behind = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
     error = record.exc_info[1] if record.exc_info else None
     return not (left_behind and type(error).__name__ in _OF_A_FENCE)
+
+
+class _Seldom(logging.Filter):
+    """Passes what a package's loggers repeat only once in so many seconds, whatever values are put into the text."""
+
+    # Texts are not without end, unless somebody puts values into them beforehand.
+    _KEPT = 1_000
+
+    def __init__(self, package: str, seconds: float) -> None:
+        super().__init__(package)
+        self._seconds = seconds
+        self._said_at: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            # Of somebody else.
+            return True
+        text, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._said_at.get(text, -math.inf) < self._seconds:
+            return False
+        if len(self._said_at) >= self._KEPT:
+            self._said_at.clear()
+        self._said_at[text] = now
+        return True
 
 
 def _tell_exception(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

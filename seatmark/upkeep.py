@@ -45,6 +45,7 @@ class NotRestated(Explained):
 @asynccontextmanager
 async def open_restater(settings: Settings) -> AsyncIterator[Any]:
     """A `processors.restate.Restater` on the store and the topic of the settings."""
+    from processors.brokers import ended_in_time
     from processors.domain.days import Calendar
     from processors.partitions import partition_of
     from processors.restate import Outgoing, Restater
@@ -78,7 +79,7 @@ async def open_restater(settings: Settings) -> AsyncIterator[Any]:
             await producer.start()
             yield restater
         finally:
-            await producer.stop()
+            await ended_in_time(producer.stop(), "the sending of corrections")
             restater.close()
 
 
@@ -170,9 +171,12 @@ async def _again_and_again(run: Callable[[], Coroutine[Any, Any, None]], pause_m
             await run()
         except TimezoneChanged:
             raise
-        except Exception:
+        except Exception as error:
             metrics.UPKEEP_FAILURES.labels(what).inc()
-            logger.exception("the %s failed; the next attempt is in %.0f s", what, pause_ms / 1000)
+            if isinstance(error, Explained):
+                logger.error("the %s failed; the next attempt is in %.0f s: %s", what, pause_ms / 1000, error)
+            else:
+                logger.exception("the %s failed; the next attempt is in %.0f s", what, pause_ms / 1000)
             await _set_within(stop, pause_ms)
 
 

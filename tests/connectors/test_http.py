@@ -148,12 +148,20 @@ async def test_too_much_is_refused(client: httpx.AsyncClient, kafka: Kafka) -> N
     assert kafka.sent == []
 
 
-async def test_while_the_brokers_are_away_it_says_so(client: httpx.AsyncClient, kafka: Kafka) -> None:
+async def test_while_the_brokers_are_away_it_says_so(
+    client: httpx.AsyncClient, kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "connectors")
     assert (await client.get("/readyz")).status_code == 200
     kafka.away = True
     answer = await post(client, EVENT)
     assert answer.status_code == 503
     assert "same ids" in answer.json()["detail"]
     assert (await client.get("/readyz")).status_code == 503
+    assert (await client.get("/readyz")).status_code == 503
     assert (await client.get("/livez")).status_code == 200
+    kafka.away = False
+    assert (await client.get("/readyz")).status_code == 200
+    told = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "connectors.http"]
+    assert told == [("WARNING", "not ready: the Kafka brokers do not answer"), ("INFO", "ready again")]
     assert REGISTRY.get_sample_value("seatmark_collect_events_total", {"outcome": "not_sent"}) == 1

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY
 from deploy.kafka.cluster import KafkaCluster
 from processors import sink as sink_module
 from processors.brokers import Brokers
+from processors.health import Check
 from processors.sink import ACTIVITY, ALERTS, DAYS, Sink, SinkStopped
 from schemas.activity import (
     HEADER_FIRST_OFFSET,
@@ -423,7 +424,8 @@ async def test_while_clickhouse_is_away_the_sink_waits_and_commits_nothing(
         # It is said, and is no reason to end the process.
         while (seen := sink.observe()).checks["clickhouse"].ok or not seen.waits:
             await asyncio.sleep(0.01)
-        assert "StoreUnavailable" in seen.checks["clickhouse"].why
+        why = "cannot be used: ClickHouse at http://127.0.0.1:1 does not answer"
+        assert seen.checks["clickhouse"] == Check(False, why)
         back.set()
         await stored(sink, deployment.ends)
         while not (seen := sink.observe()).next_offsets or seen.waits:
@@ -447,6 +449,33 @@ async def test_a_sink_can_be_stopped_while_clickhouse_is_away(deployment: Deploy
     async with running(deployment.sink(client_factory=open_client)):
         await tried.wait()
     assert await deployment.committed(ACTIVITY) is None
+
+
+@pytest.mark.parametrize("silent", ["committed", "commit", "stop"])
+async def test_a_sink_can_be_stopped_while_kafka_is_away(
+    silent: str, deployment: Deployment, entitlement: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Event()
+
+    async def for_ever(*_: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("processors.brokers.STOP_SECONDS", 1.0)
+    await deployment.send_activity(entitlement, range(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(f"processors.sink.AIOKafkaConsumer.{silent}", for_ever)
+        sink = deployment.sink()
+        async with running(sink):
+            if silent == "stop":
+                await stored(sink, deployment.ends)
+            else:
+                await asked.wait()
+    # Of what was only asked, nothing is left to wait for.
+    told = {"committed": [], "commit": ["the commit of offsets"], "stop": ["the sink's leaving of its group"]}[silent]
+    said = [record.getMessage() for record in caplog.records if record.name == "processors.brokers"]
+    assert len(said) == len(told)
+    assert all(line.startswith(what) for line, what in zip(said, told, strict=True))
 
 
 async def test_what_was_gathered_is_stored_when_the_sink_is_stopped(

@@ -11,9 +11,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from connectors.http import NotSent
 from deploy.kafka.cluster import KafkaCluster, free_ports
 from processors.partitions import partition_of
 from seatmark.cli import app
+from seatmark.collect import open_collector
 from seatmark.settings import SettingsWrong, load_settings
 from tests.brokers import create_topic_named, read_topic
 from tests.connectors.test_http import EVENT, numbered
@@ -67,6 +69,28 @@ async def test_what_is_accepted_is_on_the_topic_in_order(kafka: KafkaCluster) ->
         assert [f'"e{number}"' for number in range(entitlement, 500, 5)] == [
             value[value.index(b'"e') :].partition(b",")[0].decode() for value in of_one
         ]
+
+
+class SilentProducer:
+    """Of brokers that are away: it has events that nobody takes."""
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_collector_with_unacknowledged_events_ends_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("processors.brokers.STOP_SECONDS", 0.01)
+    monkeypatch.setattr("seatmark.collect.event_producer", lambda *_, **__: SilentProducer())
+    with pytest.raises(NotSent, match="not acknowledged"):
+        async with open_collector(load_settings({})):
+            pass
+    [warning] = caplog.records
+    assert "was not waited for" in warning.getMessage()
 
 
 def test_without_tokens_it_does_not_start() -> None:

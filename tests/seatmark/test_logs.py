@@ -57,6 +57,8 @@ def test_json_lines_have_time_level_logger_text_and_known_context(configured: Ca
     logger.warning("%d records\nare gone", 3, extra={"topic": "t", "partition": 1, "offset": 7, "color_message": "x"})
     logging.getLogger("aiokafka").info("libraries say only warnings")
     logging.getLogger("aiokafka").warning("like this")
+    logging.getLogger("urllib3.connectionpool").warning("Retrying")
+    logging.getLogger("clickhouse_connect.driver.httpclient").warning("Unexpected Http Driver Exception")
     first, second = map(json.loads, stderr.getvalue().splitlines())
     assert first.pop("timestamp").endswith("Z")
     said = {"event": "3 records\nare gone", "level": "warning", "logger": "processors.test"}
@@ -72,6 +74,37 @@ async def test_what_a_fenced_producer_leaves_behind_is_no_news(configured: Calla
     [line] = map(json.loads, stderr.getvalue().splitlines())
     assert line["logger"] == "asyncio"
     assert "ConnectionError" in line["exception"]
+
+
+def test_what_aiokafka_repeats_is_said_once_in_a_while(
+    configured: Callable[..., io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stderr = configured("json")
+    of_aiokafka = logging.getLogger("aiokafka.client")
+
+    def said() -> list[str]:
+        for number in range(50):
+            of_aiokafka.error("Unable connect to node with id %s", number)
+            logging.getLogger("aiokafka.conn").warning("Unable connect to node with id %s", number)
+            logger.warning("ours is said each time")
+        lines = [json.loads(line) for line in stderr.getvalue().splitlines()]
+        stderr.truncate(0)
+        stderr.seek(0)
+        return [line["event"] for line in lines if line["logger"] != "processors.test"] + [f"{len(lines)} lines"]
+
+    once = ["Unable connect to node with id 0"] * 2
+    assert said() == [*once, "52 lines"]
+    now[0] += 29
+    assert said() == ["50 lines"]
+    now[0] += 1
+    assert said() == [*once, "52 lines"]
+    # What is kept of them has a bound.
+    for number in range(5_000):
+        of_aiokafka.error(f"built beforehand: {number}")
+    [seldom] = [kept for kept in logging.root.handlers[0].filters if isinstance(kept, logging.Filter)]
+    assert len(vars(seldom)["_said_at"]) <= 1_000
 
 
 def test_text_is_for_people(configured: Callable[..., io.StringIO]) -> None:

@@ -17,7 +17,7 @@ from seatmark.upkeep import audited, keep_auditing, keep_restating
 from tests.web.conftest import event
 from tests.web.vendor import Vendor
 from views.migrate import TimezoneChanged, migrate
-from views.store import connect
+from views.store import StoreUnavailable, connect
 
 
 async def test_an_audit_under_way_ends_when_the_process_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +44,16 @@ async def test_an_audit_under_way_ends_when_the_process_is_stopped(monkeypatch: 
     assert ended.is_set()
 
 
+@pytest.mark.parametrize(
+    ("error", "line", "traceback"),
+    [
+        (RuntimeError("ClickHouse is away"), "the audit failed; the next attempt is in 0 s", True),
+        # It says all that there is to say.
+        (StoreUnavailable("run the migrations"), "the audit failed; the next attempt is in 0 s: run the migrations", False),
+    ],
+)
 async def test_an_audit_that_fails_is_counted_and_tried_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, line: str, traceback: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop = asyncio.Event()
     tried: list[str] = []
@@ -55,7 +63,7 @@ async def test_an_audit_that_fails_is_counted_and_tried_again(
         tried.append("once more")
         if len(tried) == 2:
             loop.call_soon_threadsafe(stop.set)
-        raise RuntimeError("ClickHouse is away")
+        raise error
 
     def failures() -> float:
         return REGISTRY.get_sample_value("seatmark_upkeep_failures_total", {"what": "audit"}) or 0
@@ -66,7 +74,8 @@ async def test_an_audit_that_fails_is_counted_and_tried_again(
     settings = load_settings({}).model_copy(update={"restate_interval": 1})
     await asyncio.wait_for(keep_auditing(settings, stop, lambda entitlement: True), 30)
     assert failures() == before + 2
-    assert "the audit failed; the next attempt is in" in caplog.text
+    told = [record for record in caplog.records if record.name == "seatmark.upkeep"]
+    assert [(record.getMessage(), record.exc_info is not None) for record in told] == [(line, traceback)] * 2
 
 
 async def test_days_are_not_put_right_in_another_time_zone_than_theirs(chdb_http: ChdbHttp) -> None:

@@ -11,12 +11,14 @@ import pytest
 from clickhouse_connect.driver.client import Client
 from fastapi import FastAPI
 from prometheus_client import generate_latest
+from starlette.applications import Starlette
 
+from deploy.kafka.cluster import free_ports
 from schemas.asyncapi import asyncapi
 from schemas.days import DayRow
 from schemas.events import parse_time
 from views.store import Store, connect
-from views.web.app import create_app, serve
+from views.web.app import CannotListen, create_app, listen, serve
 
 pytestmark = pytest.mark.both_ways
 
@@ -201,6 +203,48 @@ async def test_alive_and_ready(api: httpx.AsyncClient) -> None:
     assert (response.status_code, response.json()) == (200, {"status": "ready", "dependencies": {"clickhouse": "ok"}})
 
 
+async def test_the_log_says_when_it_is_no_longer_ready_and_when_it_is_again(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "views")
+    away = [False]
+
+    def broker() -> None:
+        if away[0]:
+            raise ConnectionError("no broker at 127.0.0.1:19092")
+
+    app = create_app(store, sign_in=False, checks={"broker": broker})
+    async with client_of(app) as api:
+        for away[0] in (False, True, True, False, False):
+            await api.get("/readyz")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "views.web.app"] == [
+        ("WARNING", "not ready: broker: no broker at 127.0.0.1:19092"),
+        ("INFO", "ready again"),
+    ]
+
+
+async def test_it_says_where_it_listens_and_that_it_cannot_work(absent_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "views")
+    stop = asyncio.Event()
+    stop.set()
+    [port] = free_ports(1)
+    await serve(create_app(absent_store, sign_in=False), "127.0.0.1", port, stop)
+    warning, listening = [record for record in caplog.records if record.name == "views.web.app"]
+    assert warning.levelname == "WARNING"
+    assert warning.getMessage().startswith(f"not ready: clickhouse: ClickHouse at {absent_store.address} does not answer")
+    assert (listening.levelname, listening.getMessage()) == ("INFO", f"listening on http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.7"])
+async def test_an_address_that_cannot_be_had_is_explained(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen) as refused:
+            await listen(Starlette(), host, port, asyncio.Event(), settings="SEATMARK_COLLECT")
+    assert str(refused.value).startswith(f"cannot listen on {host}:{port} (")
+    assert str(refused.value).endswith("): choose another SEATMARK_COLLECT_PORT or SEATMARK_COLLECT_HOST")
+
+
 async def test_not_ready_names_each_dependency(store: Store) -> None:
     def broker() -> None:
         raise ConnectionError("no broker at 127.0.0.1:19092")
@@ -322,7 +366,7 @@ async def test_serving_ends_when_it_is_told_to(store: Store) -> None:
     serving = asyncio.create_task(serve(create_app(store, sign_in=False), "127.0.0.1", port, stop))
     async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=10)) as client:
         assert (await client.get(f"http://127.0.0.1:{port}/livez")).status_code == 200
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(CannotListen, match=r"\(Address already in use\): choose another SEATMARK_WEB_PORT"):
         await serve(create_app(store, sign_in=False), "127.0.0.1", port, stop)
     stop.set()
     await serving

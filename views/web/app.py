@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.asyncapi import asyncapi, json_schema, json_schemas
+from schemas.errors import Explained
 from views.store import Store
 from views.web import api, assets, metrics, pages
 from views.web.access import Access, SignInNeeded
@@ -25,6 +27,8 @@ from views.web.event_reference import events_page
 from views.web.live import STOP
 from views.web.problems import Problem, answer_with_problems, describe_problems, problem_response
 from views.web.reference import reference_page
+
+logger = logging.getLogger(__name__)
 
 _ABOUT = """Seats and features of software entitlements: how they were used day by day, how they stand, and who is in overdraft.
 
@@ -43,6 +47,10 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 ]
+
+
+class CannotListen(Explained):
+    """Nothing can listen at the address."""
 
 
 def create_app(
@@ -86,15 +94,30 @@ def create_app(
         """Whether the process answers; nothing else is looked at."""
         return Alive(status="alive")
 
+    was_ready = True
+
+    def outcomes() -> tuple[dict[str, str], str]:
+        """Of each thing that is needed, by name, `ok` or what is wrong; and what is wrong with any. A change is logged."""
+        nonlocal was_ready
+        needed = {"clickhouse": clickhouse, **(checks or {})}
+        dependencies = {name: _outcome(check) for name, check in needed.items()}
+        wrong = "; ".join(f"{name}: {outcome}" for name, outcome in dependencies.items() if outcome != "ok")
+        if wrong and was_ready:
+            logger.warning("not ready: %s", wrong)
+        elif not wrong and not was_ready:
+            logger.info("ready again")
+        was_ready = not wrong
+        return dependencies, wrong
+
+    # So that the log says it, also where nobody probes.
+    app.state.look = outcomes
+
     @app.get("/readyz", responses={503: api.ERRORS[503]}, tags=["operation"])
     def readyz() -> Ready:
         """Whether the process can answer requests: each of the things that it needs is tried."""
-        needed = {"clickhouse": clickhouse, **(checks or {})}
-        dependencies = {name: _outcome(check) for name, check in needed.items()}
-        failed = [name for name, outcome in dependencies.items() if outcome != "ok"]
-        if failed:
-            detail = "; ".join(f"{name}: {dependencies[name]}" for name in failed)
-            raise Problem(503, "not-ready", detail, dependencies=dependencies)
+        dependencies, wrong = outcomes()
+        if wrong:
+            raise Problem(503, "not-ready", wrong, dependencies=dependencies)
         return Ready(status="ready", dependencies=dependencies)
 
     @app.get("/docs", include_in_schema=False)
@@ -139,22 +162,32 @@ def create_app(
 async def serve(app: FastAPI, host: str, port: int, stop: asyncio.Event) -> None:
     """Serve the web: as `listen`, once it is prepared, so that who comes first does not wait longer than others.
 
-    Raises OSError: nothing can listen there.
+    Raises CannotListen.
     """
     await asyncio.to_thread(app.state.prepare)
+    await asyncio.to_thread(app.state.look)
     # All that is loaded by now stays: the garbage collector need not look through it in the middle of a request.
     gc.collect()
     gc.freeze()
-    await listen(app, host, port, stop)
+    await listen(app, host, port, stop, settings="SEATMARK_WEB")
 
 
-async def listen(app: ASGIApp, host: str, port: int, stop: asyncio.Event) -> None:
+async def listen(app: ASGIApp, host: str, port: int, stop: asyncio.Event, *, settings: str) -> None:
     """Serve any application until `stop` is set; requests that are being answered then still are.
 
-    Raises OSError: nothing can listen there.
+    settings: how the names of those that say where begin. Raises CannotListen.
     """
-    # Listening is ours, because uvicorn would end the process where it cannot.
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+    ipv6 = ":" in host
+    address = f"[{host}]:{port}" if ipv6 else f"{host}:{port}"
+    try:
+        # Listening is ours, because uvicorn would end the process where it cannot.
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ipv6 else socket.AF_INET)
+    except OSError as error:
+        # Python adds the address to it.
+        why = str(error.strerror).partition(" (while")[0]
+        raise CannotListen(f"cannot listen on {address} ({why}): choose another {settings}_PORT or {settings}_HOST") from error
+    with listening as listener:
+        logger.info("listening on http://%s", address)
 
         async def with_stop(scope: Scope, receive: Receive, send: Send) -> None:
             scope[STOP] = stop
