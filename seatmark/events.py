@@ -338,20 +338,29 @@ def _send(settings: Settings, lines: Iterable[bytes], wait: bool) -> "Produced":
 
 
 async def _wait(settings: Settings, ends: dict[int, int], sent: int, bar: Progress) -> None:
-    """Wait until the events up to `ends` are applied and stored."""
+    """Wait until the events up to `ends` are applied and stored. Raises NotStored: they are not, or could not be asked for."""
+    from aiokafka.errors import KafkaError
+
     from seatmark.brokers import brokers_of
-    from seatmark.produce import wait_until_stored
+    from seatmark.produce import NotStored, wait_until_stored
 
     if not ends:
         return
     applying = bar.add_task("applying", total=sent)
-    await wait_until_stored(
-        ends,
-        brokers=brokers_of(settings),
-        prefix=settings.topic_prefix,
-        timeout=_WAIT_SECONDS,
-        on_progress=lambda left: bar.update(applying, completed=max(0, sent - left)),
-    )
+    try:
+        await wait_until_stored(
+            ends,
+            brokers=brokers_of(settings),
+            prefix=settings.topic_prefix,
+            timeout=_WAIT_SECONDS,
+            on_progress=lambda left: bar.update(applying, completed=max(0, sent - left)),
+        )
+    except KafkaError as error:
+        raise NotStored(
+            f"the events were sent ({sent:,}), and the brokers have them; only whether they are stored could not be asked: "
+            f"{error}. Asking takes the operator's rights (docs/security.md); "
+            "with --no-wait nothing is asked"
+        ) from error
 
 
 def _limit(text: str) -> int | None:

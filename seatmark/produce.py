@@ -28,7 +28,7 @@ def sink_group(topic_prefix: str) -> str:
 
 
 class NotStored(Explained):
-    """Events were sent, but worker or sink did not get through them in time."""
+    """Events were sent, but worker or sink did not get through them in time, or could not be asked."""
 
 
 @dataclass
@@ -91,8 +91,9 @@ async def open_sender(brokers: Brokers, prefix: str) -> AsyncIterator[Sender]:
     Raises aiokafka.errors.KafkaError: the broker cannot be reached, or refuses.
     """
     producer = event_producer(brokers)
-    await producer.start()
     try:
+        # Also where it cannot start, it is to be stopped.
+        await producer.start()
         sender = Sender(producer, Topics(prefix).events)
         yield sender
         await sender.collect()

@@ -23,11 +23,24 @@ _SECRETS = (
 _SECRET_FILES = {f"{PREFIX}{name.upper()}_FILE": name for name in _SECRETS}
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+# A name or an IPv4 address, or an IPv6 address in brackets; and a port.
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]):([0-9]{1,5})")
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
 
 
 class SettingsWrong(Explained):
     """One or more settings are unknown or have a bad value; the message names each."""
+
+
+def _brokers(value: str) -> str:
+    for address in value.split(","):
+        match = _ADDRESS.fullmatch(address.strip())
+        if match is None or not 1 <= int(match[1]) <= 65535:
+            raise ValueError(
+                "expected host:port, comma separated, such as kafka-1:9092,kafka-2:9092; an IPv6 address in brackets, such as "
+                "[::1]:9092; what the brokers want is said by SEATMARK_KAFKA_SECURITY"
+            )
+    return ",".join(address.strip() for address in value.split(","))
 
 
 def _milliseconds(value: Any) -> Any:
@@ -93,7 +106,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    brokers: str = Field("127.0.0.1:19092", min_length=1, description="Kafka brokers, host:port, comma separated")
+    brokers: Annotated[str, AfterValidator(_brokers)] = Field(
+        "127.0.0.1:19092", description="Kafka brokers, host:port, comma separated"
+    )
     topic_prefix: str = Field("", pattern=r"^[a-zA-Z0-9._-]*$", description="put in front of every topic's name")
     partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic; the most workers that can share")
     replication: int = Field(1, ge=1, le=10, description="replicas of each topic's partitions; 3 in production")

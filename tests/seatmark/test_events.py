@@ -1,17 +1,22 @@
 """What the commands that send events tell, without a broker: what came of terms, wrong options, files of a log."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError, KafkaError
 from typer.testing import CliRunner, Result
 
 from connectors.flexnet import FilesOverlap
-from seatmark import cli, deadletters, events
+from deploy.kafka.cluster import free_ports
+from seatmark import cli, deadletters, events, produce
 from seatmark.deadletters import Replayed
-from seatmark.produce import Produced
+from seatmark.produce import NotStored, Produced
 from seatmark.reports import ApiFailed
 
 UNKNOWN = ApiFailed("there is no entitlement 'acme'")
@@ -102,6 +107,39 @@ def test_terms_from_now_warn_where_there_are_no_events_yet(run: Run, known: Any)
 def test_terms_from_now_do_not_warn_where_there_are_events(run: Run) -> None:
     run.answers = [NO_TERMS, standing(8, 8)]
     assert "warning" not in run("terms", "acme", "--element", "seats", "--limit", "8").stderr
+
+
+@pytest.mark.parametrize("error", [GroupAuthorizationFailedError("seatmark"), KafkaConnectionError("no broker")])
+def test_what_was_sent_is_told_where_nobody_can_say_whether_it_is_stored(
+    error: KafkaError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sends(*_: Any, **__: Any) -> Produced:
+        return Produced(3, [], {0: 3})
+
+    async def cannot_ask(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(produce, "produce_lines", sends)
+    monkeypatch.setattr(produce, "wait_until_stored", cannot_ask)
+    done = CliRunner().invoke(cli.app, ["produce", "-"], input="{}")
+    assert isinstance(done.exception, NotStored)
+    assert str(done.exception).startswith(
+        "the events were sent (3), and the brokers have them; only whether they are stored could not be asked: "
+        f"{error}. Asking takes"
+    )
+
+
+@pytest.mark.parametrize("command", [["produce", "-"], ["replay-dead-letters", "--reason", "invalid_data"]])
+def test_without_brokers_nothing_is_left_open(command: list[str]) -> None:
+    """What is left open says so, after the line that says why it ended."""
+    done = subprocess.run(
+        [sys.executable, "-m", "seatmark", *command],
+        env={**os.environ, "SEATMARK_BROKERS": f"127.0.0.1:{free_ports(1)[0]}"},
+        input="", capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Unclosed" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("seatmark: the Kafka brokers (SEATMARK_BROKERS")
 
 
 def test_terms_that_are_not_waited_for_are_not_asked_for(run: Run) -> None:

@@ -44,6 +44,15 @@ def test_an_unknown_setting_is_refused_by_name_with_the_nearest_one() -> None:
         ("SEATMARK_PARTITIONS", "0", "greater than or equal to 1"),
         ("SEATMARK_WEB_PORT", "eighty", "valid integer"),
         ("SEATMARK_LOG_LEVEL", "LOUD", "match"),
+        ("SEATMARK_BROKERS", "", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "kafka", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "kafka:port", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "kafka:0", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "kafka:65536", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "a:9093;b:9093", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "a:9093,", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "SASL_SSL://host:9093", "expected host:port, comma separated"),
+        ("SEATMARK_BROKERS", "::1:9092", "an IPv6 address in brackets"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(variable: str, value: str, message: str) -> None:
@@ -51,6 +60,17 @@ def test_a_bad_value_is_refused_by_name(variable: str, value: str, message: str)
         load_settings({variable: value})
     assert variable in str(refused.value)
     assert value in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("kafka-0.kafka:9093, kafka_1:9093", "kafka-0.kafka:9093,kafka_1:9093"),
+        ("10.0.0.1:9092,[::1]:9092", "10.0.0.1:9092,[::1]:9092"),
+    ],
+)
+def test_addresses_of_brokers(value: str, read: str) -> None:
+    assert load_settings({"SEATMARK_BROKERS": value}).brokers == read
 
 
 def test_all_problems_are_told_at_once() -> None:
