@@ -124,7 +124,7 @@ async def test_every_part_does_its_work_with_its_own_rights_and_no_others(
     [port] = free_ports(1)
     store = {"SEATMARK_CLICKHOUSE_DSN_FILE": str(dsn)}
     api = {"SEATMARK_URL": f"http://127.0.0.1:{port}", "SEATMARK_TOKEN_FILE": str(tmp_path / "token")}
-    deployment = settings_of("not asked", prefix, PARTITIONS) | {"SEATMARK_FLUSH_INTERVAL": "200ms"}
+    deployment = settings_of("not-asked:9", prefix, PARTITIONS) | {"SEATMARK_FLUSH_INTERVAL": "200ms"}
     assert [partition_of(entitlement, PARTITIONS) for entitlement in ("acme-cad", "globex")] == [0, 1]
 
     def of(role: str, sign_in: Callable[[str], dict[str, str]] = secured.signed_in) -> dict[str, str]:
