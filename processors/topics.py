@@ -1,4 +1,4 @@
-"""What the topics and the workers' group are called. Apart from the worker, so that other commands need not load it."""
+"""What the topics and the consumer groups are called. Apart from the worker, so that other commands need not load it."""
 
 from dataclasses import dataclass
 
@@ -37,3 +37,8 @@ class Topics:
 def worker_group(topic_prefix: str) -> str:
     """The workers' consumer group, which is also the Faust app's id."""
     return f"{topic_prefix}seatmark"
+
+
+def sink_group(topic_prefix: str) -> str:
+    """The sinks' consumer group."""
+    return f"{topic_prefix}seatmark-sink"

@@ -139,9 +139,8 @@ def worker() -> None:
     """Fold events into live levels, day rows and alerts. Start as many as there are partitions, at most."""
     from processors.app import run_worker
     from processors.progress import Unstored
-    from processors.topics import Topics
+    from processors.topics import Topics, sink_group
     from seatmark.brokers import brokers_of
-    from seatmark.produce import sink_group
     from seatmark.topics import check_topics
 
     settings = _start()

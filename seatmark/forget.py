@@ -127,8 +127,9 @@ def _embedded(settings: Settings) -> bool:
 
 def _refuse_while_running(settings: Settings) -> None:
     """Raises ForgetRefused, RebuildRefused: something runs that could write the name again, or waits to be stored."""
+    from processors.topics import sink_group
     from seatmark.brokers import opened_brokers
-    from seatmark.produce import group_members, sink_group
+    from seatmark.produce import group_members
     from seatmark.rebuild import refuse_while_running
 
     async def refuse() -> None:

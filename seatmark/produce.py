@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from processors.brokers import Brokers
-from processors.topics import Topics, worker_group
+from processors.topics import Topics, sink_group, worker_group
 from schemas.errors import Explained
 from schemas.events import Event, Refused, decode
 from schemas.personal import with_truncated_ip
@@ -20,11 +20,6 @@ from schemas.personal import with_truncated_ip
 _IN_FLIGHT = 5_000
 _POLL_SECONDS = 0.1
 _FETCH_WAIT_MS = 20
-
-
-def sink_group(topic_prefix: str) -> str:
-    """The sinks' consumer group."""
-    return f"{topic_prefix}seatmark-sink"
 
 
 class NotStored(Explained):

@@ -18,9 +18,10 @@ from aiokafka.admin import NewPartitions
 from deploy.kafka.cluster import KafkaCluster
 from processors.brokers import Brokers
 from processors.partitions import partition_of
+from processors.topics import sink_group
 from schemas.topics import catalogue
 from seatmark.chdb_http import ChdbHttp
-from seatmark.produce import event_ends, sink_group, worker_applied
+from seatmark.produce import event_ends, worker_applied
 from seatmark.settings import load_settings
 from seatmark.upkeep import audited
 from tests.brokers import admin_client, commit_ends, read_topic

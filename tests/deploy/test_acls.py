@@ -8,9 +8,8 @@ from pathlib import Path
 import yaml
 
 from deploy.kafka.acls import FILE, RESOURCES, Acl, acls_of, roles
-from processors.topics import Topics, worker_group
+from processors.topics import Topics, sink_group, worker_group
 from schemas.topics import catalogue
-from seatmark.produce import sink_group
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,10 +15,11 @@ from processors.brokers import Brokers
 from processors.changelog import Fenced, FencedChangelog
 from processors.codec import OWNER_KEY, STATE_VERSION, Cursor, encode_cursor
 from processors.incarnation import topic_incarnation
+from processors.topics import sink_group
 from schemas.activity import decode_activity
 from schemas.events import format_time
 from seatmark.chdb_http import ChdbHttp
-from seatmark.produce import event_ends, sink_group, wait_until_stored
+from seatmark.produce import event_ends, wait_until_stored
 from seatmark.topics import ensure_topics
 from tests.brokers import admin_client, commit_ends, create_topic_named, delete_topic
 from tests.processors.test_changelog import forget_failed_futures

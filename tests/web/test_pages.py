@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import httpx
@@ -13,6 +13,7 @@ from tests.web.conftest import ACME, NOW, Place, client_of, event, terms
 from views.store import Store
 from views.web import chart, wording
 from views.web.app import create_app
+from views.web.reading import REPORT_ORDERS, ReportOrder
 
 HTML = {"accept": "text/html"}
 
@@ -91,8 +92,10 @@ async def test_the_report_in_every_order(demo_web: httpx.AsyncClient) -> None:
         "customer": lambda row: row["customer"], "time": lambda row: -row["overdraft_seconds"],
         "episodes": lambda row: -row["episodes_in_30_days"], "denials": lambda row: -row["denials"],
         "buy": lambda row: -row["buy_100"], "unit_hours": lambda row: -row["unit_seconds_over"],
+        "now": lambda row: (not row["overdrawn"], -row["overage"]), "peak": lambda row: -row["peak_overage"],
         "trend": lambda row: row["overdraft_seconds_earlier"] - row["overdraft_seconds_later"],
     }  # fmt: skip
+    assert orders.keys() == set(get_args(ReportOrder)) == REPORT_ORDERS.keys()
     for sort, key in orders.items():
         page = await page_of(demo_web, f"/overdrafts?sort={sort}")
         shown = [row[0].split()[-5] for row in table(page)]

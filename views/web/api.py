@@ -26,11 +26,10 @@ from views.web.answers import (
 )
 from views.web.live import stream_news
 from views.web.problems import Problem, ProblemBody
-from views.web.reading import MAX_DAYS, MAX_PAGE, WINDOW_DAYS, ElementFilter, EventFilter, Reader, milliseconds
+from views.web.reading import MAX_DAYS, MAX_PAGE, WINDOW_DAYS, ElementFilter, EventFilter, Reader, ReportOrder, milliseconds
 from views.web.tables import csv_response
 
 Standing = Literal["within", "at_limit", "overdraft", "at_hard_limit", "over_hard_limit", "overdrawn", "idle", "denied"]
-ReportOrder = Literal["customer", "now", "time", "episodes", "peak", "unit_hours", "denials", "trend", "buy"]
 
 _Element = Annotated[
     str | None, Query(description="`seats`, or a feature. Default: `seats` if there is one, else the only element")
@@ -98,8 +97,9 @@ _STREAM: dict[str, Any] = {
 }
 
 
-def _known_parameters(request: Request) -> None:
+async def _known_parameters(request: Request) -> None:
     """Refuse a parameter that the route does not have: a filter with a typing error would answer as if it were not there."""
+    # On the event loop: a thread for it would cost each request more than this takes. The document is made at the start.
     route = request.app.openapi()["paths"][request.scope["route"].path_format]["get"]
     known = [parameter["name"] for parameter in route.get("parameters", []) if parameter["in"] == "query"]
     for name in request.query_params:

@@ -68,13 +68,18 @@ def create_app(
     clock: the present, in seconds since 1970.
     """
     app = FastAPI(title="Seatmark", version="1", description=_ABOUT, docs_url=None, redoc_url=None)
+
+    def prepare() -> None:
+        app.openapi()
+        pages.prepare(store, app.state.access.now_ms())
+
     answer_with_problems(app)
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=5)
     app.add_middleware(_Guarded, only_this_machine=not sign_in)
     app.add_middleware(_Measured)
     app.state.access = Access(store, sign_in, lambda: int(clock() * 1000))
     app.state.problem_page = _problem_page
-    app.state.prepare = lambda: pages.prepare(store, app.state.access.now_ms())
+    app.state.prepare = prepare
     app.include_router(api.router)
     app.include_router(assets.router)
 
@@ -149,10 +154,9 @@ def create_app(
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
-            describe_problems(app.openapi_schema)
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            describe_problems(document)
+            app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -18,10 +18,10 @@ from views.store import QueryTooLarge, Store, StoreUnavailable
 from views.tokens import EVERYTHING, scope_of
 from views.web import chart, wording
 from views.web.access import page_reader_of, refuse_other_sites, sign_in, sign_out
-from views.web.api import ReportOrder, Standing
+from views.web.api import Standing
 from views.web.assets import static
 from views.web.problems import Problem
-from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, at_once, choose_element
+from views.web.reading import MAX_DAYS, WINDOW_DAYS, ElementFilter, EventFilter, Reader, ReportOrder, at_once, choose_element
 
 _PAGE = 50
 _MAX_FORM_BYTES = 4096

@@ -11,7 +11,7 @@ import datetime
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 
@@ -45,7 +45,8 @@ _LAST_MS = 253_402_300_799_999
 _LAST_SQL_MS = 10_413_791_999_999
 
 # Orders of the overdraft report by name, the greatest first but for names.
-REPORT_ORDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+ReportOrder = Literal["customer", "now", "time", "episodes", "peak", "unit_hours", "denials", "trend", "buy"]
+REPORT_ORDERS: dict[ReportOrder, Callable[[dict[str, Any]], Any]] = {
     "customer": lambda row: (row["customer"] or "", row["entitlement"], row["element"]),
     "now": lambda row: (not row["overdrawn"], -row["overage"]),
     "time": lambda row: -row["overdraft_seconds"],
@@ -251,7 +252,7 @@ class Reader:
         customer: str = "",
         product: str = "",
         now: bool = False,
-        sort: str | None = None,
+        sort: ReportOrder | None = None,
     ) -> list[dict[str, Any]]:
         """Who is above the limit, or was in the last 30 days; of one entitlement, its elements whether they were or not.
 
