@@ -1,5 +1,5 @@
--- How many elements the reader may see, and how many of them stand how. An empty filter lets everything through; they are
--- those of elements.sql.
+-- How many elements the reader may see, and how many of them stand how. The filters are those of
+-- elements.sql.
 WITH
     (
         SELECT max(day) FROM calendar FINAL WHERE starts_at <= {at:DateTime64(3, 'UTC')} AND ends_at > starts_at
@@ -21,7 +21,10 @@ SELECT
     countIf(ifNull(now.`limit` > 0 AND now.kind = 'pool' AND greatest(recent.most, now.level) * 10 <= now.`limit`, false)) AS idle
 FROM visible_elements(everyone = {everyone:Bool}, customers = {customers:Array(String)}) AS now
 LEFT JOIN recent ON recent.entitlement = now.entitlement AND recent.element = now.element
-WHERE ({search:String} = '' OR positionCaseInsensitiveUTF8(
-        concat(now.entitlement, '\n', ifNull(now.customer, ''), '\n', ifNull(now.product, ''), '\n', ifNull(now.name, '')), {search:String}) > 0)
-    AND ({customer:String} = '' OR now.customer = {customer:String})
-    AND ({product:String} = '' OR now.product = {product:String});
+WHERE true
+    AND positionCaseInsensitiveUTF8( -- if search
+        concat(now.entitlement, '\n', ifNull(customer, ''), '\n', ifNull(product, ''), '\n', ifNull(name, '')), -- if search
+        {search:String}) > 0 -- if search
+    AND customer = {customer:String} -- if customer
+    AND product = {product:String} -- if product
+;
