@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import orjson
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -52,15 +53,21 @@ def progress() -> Progress:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, title: str) -> None:
-    """A table of rows for people. columns: heading by key; numbers are set to the right."""
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    """A table of rows for people. columns: heading by key; numbers are set to the right.
+
+    Texts of several words are broken to fit a terminal. Nothing is cut: a table without its numbers says nothing.
+    """
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False)
     for key, heading in columns.items():
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(heading.replace(" ", "\n"), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row[key]) for key in columns))
-    # Not cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
+    # Not cut to the width of a terminal that is not there, either.
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
+    least = console.measure(table, options=console.options.update_width(1000)).minimum
+    console.width = max(console.width, least)
+    console.print(table)
 
 
 def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:

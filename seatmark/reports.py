@@ -63,7 +63,7 @@ def print_usage(document: dict[str, Any]) -> None:
     ]  # fmt: skip
     columns = {
         "day": "day", "min": "min", "max": "max", "closing": "closing", "limit": "limit", "hard_limit": "hard limit",
-        "overdraft": "in overdraft", "activations": "activations", "denials": "denials", "state": "state",
+        "overdraft": "in overdraft", "activations": "taken", "denials": "refused", "state": "state",
     }  # fmt: skip
     print_rows(rows, columns, title=f"{document['entitlement']}, {document['element']} ({document['timezone']})")
 
@@ -83,9 +83,10 @@ def print_overdrafts(document: dict[str, Any]) -> None:
     """The table of `overdrafts` for people."""
     columns = {
         "customer": "customer", "product": "product", "entitlement": "entitlement", "element": "element", "level": "level",
-        "limit": "limit", "hard_limit": "hard limit", "state": "state", "since": "since",
+        "limit": "limit", "hard_limit": "hard limit", "state": "state", "since": "since (UTC)",
     }  # fmt: skip
-    print_rows(document["overdrafts"], columns, title="In overdraft now")
+    rows = [{**row, "since": row["since"] and row["since"][:19].replace("T", " ")} for row in document["overdrafts"]]
+    print_rows(rows, columns, title="In overdraft now")
 
 
 def get(url: str, path: str, parameters: dict[str, Any]) -> Any:
